@@ -1,0 +1,152 @@
+package procfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// HostPID is the number of a process or thread in the PID namespace of the /proc mount that is read.
+type HostPID int
+
+// String returns the decimal number.
+func (p HostPID) String() string { return strconv.Itoa(int(p)) }
+
+// NSPID is the number of a process in a PID namespace below that of the /proc mount, or in the same.
+type NSPID int
+
+// ErrVanished is returned (wrapped) when a process or thread no longer exists. It is a normal outcome: processes end
+// whenever they like.
+var ErrVanished = errors.New("process vanished")
+
+// ErrNoChildren is returned (wrapped) when the kernel has no children file (CONFIG_PROC_CHILDREN=n).
+var ErrNoChildren = errors.New("kernel built without CONFIG_PROC_CHILDREN")
+
+// FS is a proc(5) file system.
+type FS struct {
+	fsys fs.FS
+}
+
+// New returns a reader on fsys, the root of a proc file system. Links are read with [fs.ReadLinkFS], which os.DirFS
+// implements.
+func New(fsys fs.FS) *FS { return &FS{fsys: fsys} }
+
+// Stat reads /proc/<pid>/stat, which speaks for the whole thread group.
+func (p *FS) Stat(pid HostPID) (Stat, error) {
+	name := path.Join(pid.String(), "stat")
+	return parsed(p, name, ParseStat)
+}
+
+// ThreadStat reads /proc/<pid>/task/<tid>/stat, which speaks for one thread.
+func (p *FS) ThreadStat(pid, tid HostPID) (Stat, error) {
+	return parsed(p, threadFile(pid, tid, "stat"), ParseStat)
+}
+
+// Status reads /proc/<pid>/status: that of the thread group's leader, with the shared pending signals in ShdPnd.
+func (p *FS) Status(pid HostPID) (Status, error) {
+	return parsed(p, path.Join(pid.String(), "status"), ParseStatus)
+}
+
+// ThreadStatus reads /proc/<pid>/task/<tid>/status.
+func (p *FS) ThreadStatus(pid, tid HostPID) (Status, error) {
+	return parsed(p, threadFile(pid, tid, "status"), ParseStatus)
+}
+
+// ThreadSyscall reads /proc/<pid>/task/<tid>/syscall: the call that the thread is blocked in. Reading it needs
+// PTRACE_MODE_ATTACH (ptrace(2)) over the thread and stops nothing.
+func (p *FS) ThreadSyscall(pid, tid HostPID) (Syscall, error) {
+	return parsed(p, threadFile(pid, tid, "syscall"), ParseSyscall)
+}
+
+// Threads lists the threads of a process in the kernel's order, the leader first.
+func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
+	name := path.Join(pid.String(), "task")
+	entries, err := fs.ReadDir(p.fsys, name)
+	if err != nil {
+		return nil, wrap("read", name, err)
+	}
+	tids := make([]HostPID, 0, len(entries))
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("read %s: entry %q is no thread", name, e.Name())
+		}
+		tids = append(tids, HostPID(n))
+	}
+	return tids, nil
+}
+
+// ThreadChildren reads /proc/<pid>/task/<tid>/children: the children, living and zombie, that hang on this thread. The
+// list is not a snapshot: a child missing from one read proves nothing (proc(5)).
+func (p *FS) ThreadChildren(pid, tid HostPID) ([]HostPID, error) {
+	name := threadFile(pid, tid, "children")
+	data, err := fs.ReadFile(p.fsys, name)
+	if err != nil {
+		// Thread alive but file missing: the kernel does not have it.
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, serr := fs.Stat(p.fsys, threadFile(pid, tid, "stat")); serr == nil {
+				return nil, fmt.Errorf("read %s: %w", name, ErrNoChildren)
+			}
+		}
+		return nil, wrap("read", name, err)
+	}
+	return ParseChildren(data)
+}
+
+// Cgroups reads /proc/<pid>/cgroup. It works on zombies.
+func (p *FS) Cgroups(pid HostPID) ([]Cgroup, error) {
+	return parsed(p, path.Join(pid.String(), "cgroup"), ParseCgroups)
+}
+
+// PIDNamespace returns the inode number of the PID namespace that the process lives in.
+func (p *FS) PIDNamespace(pid HostPID) (uint64, error) {
+	name := path.Join(pid.String(), "ns", "pid")
+	link, err := fs.ReadLink(p.fsys, name)
+	if err != nil {
+		return 0, wrap("read link", name, err)
+	}
+	return parseNSLink(link)
+}
+
+func parseNSLink(link string) (uint64, error) {
+	num, ok := strings.CutPrefix(link, "pid:[")
+	if ok {
+		num, ok = strings.CutSuffix(num, "]")
+	}
+	if ok {
+		if ino, err := strconv.ParseUint(num, 10, 64); err == nil {
+			return ino, nil
+		}
+	}
+	return 0, fmt.Errorf("namespace link %q: want \"pid:[inode]\"", link)
+}
+
+func threadFile(pid, tid HostPID, name string) string {
+	return path.Join(pid.String(), "task", tid.String(), name)
+}
+
+func parsed[T any](p *FS, name string, parse func([]byte) (T, error)) (T, error) {
+	data, err := fs.ReadFile(p.fsys, name)
+	if err != nil {
+		var zero T
+		return zero, wrap("read", name, err)
+	}
+	v, err := parse(data)
+	if err != nil {
+		return v, fmt.Errorf("parse %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// wrap turns the two errors that a vanished task gives into ErrVanished: ENOENT when it was gone at open(2), ESRCH when
+// it went between open and read.
+func wrap(op, name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("%s %s: %w", op, name, ErrVanished)
+	}
+	return fmt.Errorf("%s %s: %w", op, name, err)
+}
