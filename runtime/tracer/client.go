@@ -1,0 +1,293 @@
+package tracer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+)
+
+const (
+	// defaultDeadline bounds a Reap whose context has no deadline. The worker's own deadlines add up to less.
+	defaultDeadline = 5 * time.Second
+	// killGrace is how long a worker that has been told to end (end of its standard input) may take before it is
+	// killed. Killing is the last resort: between the swap of a system call and its restoration it would make PID 1's
+	// own call return early. The worker gives up by itself long before.
+	killGrace = 2 * time.Second
+	// stderrWait is how long we look for the last words of a worker that is gone already.
+	stderrWait = 50 * time.Millisecond
+)
+
+// ErrClosed is returned by Client.Reap after Client.Close.
+var ErrClosed = errors.New("tracer client closed")
+
+// Client has the requests of one caller carried out by a worker process, which it starts when the first request comes and
+// again whenever the last one has ended. All methods may be called from any goroutine; requests are served one at a time.
+type Client struct {
+	path string
+	args []string
+
+	busy chan struct{} // holds one token while a request is served
+
+	mu      sync.Mutex // guards what follows; taken only for moments
+	w       *worker
+	closed  bool
+	retired sync.WaitGroup // workers that are on their way out
+}
+
+// NewClient returns a client whose workers are started from the executable path with args. Nothing is started yet.
+func NewClient(path string, args ...string) *Client {
+	return &Client{path: path, args: args, busy: make(chan struct{}, 1)}
+}
+
+// WorkerPID returns the PID of the worker, or 0 if there is none: for callers that reap with wait4(-1) and want to know
+// whose exit they saw.
+func (c *Client) WorkerPID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.w == nil {
+		return 0
+	}
+	return c.w.cmd.Process.Pid
+}
+
+// Reap has one request carried out. A declined request is a Report with a Reason, not an error: errors mean that the
+// worker could not be started or spoken to, that the request is malformed, or that ctx ended (errors.Is the context's
+// error). After an error nothing is known about the zombies: look at them again.
+//
+// When ctx ends first the worker is given time to let go of PID 1 in the background and is killed only then.
+func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
+	if req.Version == 0 {
+		req.Version = Version
+	}
+	line, err := EncodeRequest(req)
+	if err != nil {
+		return Report{}, err
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
+		defer cancel()
+	}
+	select {
+	case c.busy <- struct{}{}:
+		defer func() { <-c.busy }()
+	case <-ctx.Done():
+		return Report{}, fmt.Errorf("reap in pid %d: wait for an earlier request: %w", req.PID, ctx.Err())
+	}
+
+	// A worker that is still there may end by idleness while we write to it. The request is then untouched or can be
+	// repeated without harm, since everything is checked anew; once, for a new worker has no excuse.
+	for {
+		w, fresh, err := c.worker()
+		if err != nil {
+			return Report{}, fmt.Errorf("reap in pid %d: %w", req.PID, err)
+		}
+		rep, err := w.ask(ctx, line)
+		if err == nil {
+			err = rep.answers(req)
+		}
+		if err == nil {
+			if rep.Reason == ReasonTimeout {
+				c.retire(w) // it ends by itself: only that frees the thread it could not stop
+			}
+			return rep, nil
+		}
+		if cause := ctx.Err(); cause != nil {
+			err = cause
+		} else if errors.Is(err, errProtocol) || errors.Is(err, errLineTooLong) {
+			w.kill()
+		}
+		c.retire(w)
+		if !fresh && ctx.Err() == nil && isGone(err) {
+			continue
+		}
+		return Report{}, fmt.Errorf("reap in pid %d: worker: %w%s", req.PID, err, w.lastWords())
+	}
+}
+
+// Close ends the worker and waits until it and all earlier ones are gone, which takes two seconds at worst.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	w := c.w
+	c.mu.Unlock()
+	if w != nil {
+		c.retire(w)
+	}
+	c.retired.Wait()
+	return nil
+}
+
+// isGone reports whether err says that the worker had ended before it answered.
+func isGone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errPipe) || errors.Is(err, os.ErrClosed)
+}
+
+func (c *Client) worker() (w *worker, fresh bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, false, ErrClosed
+	}
+	if c.w != nil {
+		select {
+		case <-c.w.exited:
+			c.retireLocked(c.w)
+		default:
+			return c.w, false, nil
+		}
+	}
+	w, err = startWorker(c.path, c.args)
+	if err != nil {
+		return nil, false, err
+	}
+	c.w = w
+	return w, true, nil
+}
+
+func (c *Client) retire(w *worker) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retireLocked(w)
+}
+
+func (c *Client) retireLocked(w *worker) {
+	if c.w == w {
+		c.w = nil
+	}
+	if w.retiring {
+		return
+	}
+	w.retiring = true
+	c.retired.Go(w.end)
+}
+
+// worker is one worker process and our ends of its pipes.
+type worker struct {
+	cmd      *exec.Cmd
+	stdin    *os.File
+	stdout   *os.File
+	stderr   *os.File
+	in       *bufio.Reader
+	exited   chan struct{} // closed when the process is gone
+	said     chan struct{} // closed when lastWords need not be kept any more
+	once     sync.Once
+	retiring bool // guarded by Client.mu
+}
+
+// startWorker starts the process. Pipes are made by hand: those of exec.Cmd would be closed by Wait, which has to run from
+// the start, in parallel with our reading.
+func startWorker(path string, args []string) (*worker, error) {
+	var files []*os.File
+	closeAll := func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	pipe := func() (r, w *os.File, err error) {
+		if r, w, err = os.Pipe(); err == nil {
+			files = append(files, r, w)
+		}
+		return r, w, err
+	}
+	stdinR, stdinW, err1 := pipe()
+	stdoutR, stdoutW, err2 := pipe()
+	stderrR, stderrW, err3 := pipe()
+	if err := errors.Join(err1, err2, err3); err != nil {
+		closeAll()
+		return nil, fmt.Errorf("start worker: %w", err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, stderrW
+	cmd.Dir = "/"
+	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves
+	cmd.SysProcAttr = workerAttr()
+	if err := cmd.Start(); err != nil {
+		closeAll()
+		return nil, fmt.Errorf("start worker %s: %w", path, err)
+	}
+	stdinR.Close()
+	stdoutW.Close()
+	stderrW.Close()
+	w := &worker{
+		cmd: cmd, stdin: stdinW, stdout: stdoutR, stderr: stderrR,
+		in:     bufio.NewReaderSize(stdoutR, maxLine),
+		exited: make(chan struct{}),
+		said:   make(chan struct{}),
+	}
+	go func() {
+		// Who reaps it does not matter: in a shim that waits for all its children this is an ECHILD.
+		_ = cmd.Wait()
+		close(w.exited)
+	}()
+	return w, nil
+}
+
+// ask sends one request and reads its report.
+func (w *worker) ask(ctx context.Context, line []byte) (Report, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		w.stdin.SetDeadline(deadline)
+		w.stdout.SetDeadline(deadline)
+	}
+	stop := context.AfterFunc(ctx, func() {
+		w.stdin.SetDeadline(time.Unix(1, 0))
+		w.stdout.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	if _, err := w.stdin.Write(line); err != nil {
+		return Report{}, deadlineError(fmt.Errorf("write request: %w", err))
+	}
+	answer, err := readLine(w.in)
+	if err != nil {
+		return Report{}, deadlineError(fmt.Errorf("read report: %w", err))
+	}
+	return DecodeReport(answer)
+}
+
+// deadlineError makes the pipe's deadline and the context's the same error: either may fire first.
+func deadlineError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
+	}
+	return err
+}
+
+func (w *worker) kill() {
+	_ = w.cmd.Process.Kill() // by pidfd where the kernel has them, so that a reaped PID cannot be hit
+}
+
+// end closes the worker's standard input, which tells it to go, and waits; a worker that does not go is killed.
+func (w *worker) end() {
+	w.stdin.Close()
+	timer := time.NewTimer(killGrace)
+	defer timer.Stop()
+	select {
+	case <-w.exited:
+	case <-timer.C:
+		w.kill()
+		<-w.exited
+	}
+	w.stdout.Close()
+	w.lastWords()
+	w.stderr.Close()
+}
+
+// lastWords returns what the worker wrote to its standard error, for the message of an error; the first caller gets it.
+func (w *worker) lastWords() string {
+	var out string
+	w.once.Do(func() {
+		defer close(w.said)
+		buf := make([]byte, 2048)
+		w.stderr.SetReadDeadline(time.Now().Add(stderrWait))
+		if n, _ := io.ReadFull(w.stderr, buf); n > 0 {
+			out = fmt.Sprintf(" (it said: %q)", buf[:n])
+		}
+	})
+	return out
+}

@@ -1,0 +1,171 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// Version is the version of the protocol between [Client] and worker. Both come from one build, so there is no
+// negotiation: a difference is an error.
+const Version = 1
+
+const (
+	// DefaultMaxStop is the stop budget of a request that names none.
+	DefaultMaxStop = 5 * time.Millisecond
+	// MaxMaxStop is the largest budget that a request may name. A second without PID 1 is more than any liveness
+	// probe should have to notice.
+	MaxMaxStop = time.Second
+	// MaxZombies is how many zombies one request may name.
+	MaxZombies = 4096
+	// MaxBatch is how many zombies are tried in one attach; the rest is reported as [Left]. The worker holds two open
+	// files for each.
+	MaxBatch = 512
+)
+
+// WorkerName is the file name of the worker's executable.
+const WorkerName = "reaper-tracer"
+
+// Zombie names one zombie and says how to recognise it.
+type Zombie struct {
+	PID       procfs.HostPID `json:"pid"`
+	StartTime uint64         `json:"startTime"` // clock ticks since boot (proc_pid_stat(5), field 22)
+	// NSPID is the zombie's number at PID 1's own PID-namespace level: the one that PID 1 itself would pass to waitid.
+	// A zombie of a nested namespace has further numbers, which may belong to other children of PID 1.
+	NSPID procfs.NSPID `json:"nspid"`
+}
+
+// Request asks for zombies to be reaped by their parent.
+type Request struct {
+	Version   int            `json:"version"` // [Version]; 0 is filled in by Client.Reap
+	PID       procfs.HostPID `json:"pid"`     // the parent, the namespace's PID 1
+	StartTime uint64         `json:"startTime"`
+	Zombies   []Zombie       `json:"zombies"`
+	// MaxStop is how long PID 1 may be stopped in this attach, in nanoseconds on the wire; 0 means [DefaultMaxStop]. It
+	// is a budget: the zombie that is being reaped when it ends is finished, so that it can be exceeded by the time
+	// that one takes (tens to hundreds of microseconds).
+	MaxStop time.Duration `json:"maxStopNs,omitempty"`
+}
+
+// Outcome says what became of one zombie.
+type Outcome string
+
+const (
+	Reaped   Outcome = "reaped"   // PID 1 waited for it, and it is gone
+	Vanished Outcome = "vanished" // it was gone before we came to it: somebody else reaped it, or PID 1 ended
+	Refused  Outcome = "refused"  // left alone; the Reason says why
+	Left     Outcome = "left"     // not reached: the stop budget or the batch ended, or the attach was declined
+)
+
+// Reason names why a request or a zombie was declined. The values are stable: they become labels of metrics.
+type Reason string
+
+// Reasons that hold for the whole request ([Report.Reason]).
+const (
+	ReasonTraced          Reason = "traced"           // PID 1 has another tracer
+	ReasonStopped         Reason = "stopped"          // PID 1 is in a group stop (SIGSTOP and the like)
+	ReasonFrozen          Reason = "frozen"           // PID 1's cgroup is frozen
+	ReasonSeccompStrict   Reason = "seccomp-strict"   // seccomp mode 1
+	ReasonSeccompFilter   Reason = "seccomp-filter"   // the filter could not be suspended for waitid
+	ReasonNotNative       Reason = "not-native"       // a 32-bit (or x32) task
+	ReasonSigchldPending  Reason = "sigchld-pending"  // PID 1 has not been told yet that a child died
+	ReasonBusy            Reason = "busy"             // no thread was parked
+	ReasonUnsafeSyscall   Reason = "unsafe-syscall"   // threads were parked, none in a call that may be interrupted; see Detail
+	ReasonExiting         Reason = "exiting"          // PID 1 is a zombie itself
+	ReasonVanished        Reason = "vanished"         // PID 1 is gone, or its PID has another owner
+	ReasonNoPermission    Reason = "no-permission"    // the kernel or a security module forbids ptrace
+	ReasonTimeout         Reason = "timeout"          // it did not stop in time; the worker has ended
+	ReasonSignal          Reason = "signal"           // a signal for PID 1 came first and was delivered
+	ReasonUnsupportedArch Reason = "unsupported-arch" // see Detail
+	ReasonInternal        Reason = "internal"         // an unexpected error; see Detail
+)
+
+// Reasons that hold for one zombie ([Result.Reason]). [ReasonVanished] goes with [Vanished].
+const (
+	ReasonWaiting      Reason = "waiting"       // a thread of PID 1 sits in a wait that covers this zombie
+	ReasonZombieTraced Reason = "zombie-traced" // it belongs to its tracer until that has seen it
+	ReasonNotAChild    Reason = "not-a-child"   // waitid said ECHILD although it is still there
+	ReasonNotZombie    Reason = "not-zombie"    // alive, or waitid would not take it
+	ReasonWrongParent  Reason = "wrong-parent"  // its parent is not PID 1
+	ReasonWrongNSPID   Reason = "wrong-nspid"   // its number at PID 1's level is not the one of the request
+	ReasonLiveThreads  Reason = "live-threads"  // the leader is dead, other threads of it live
+	ReasonBudget       Reason = "budget"        // with Left: the stop budget or the batch ended
+	ReasonDeclined     Reason = "declined"      // with Left: the whole request was declined, see Report.Reason
+)
+
+// Result is what became of one zombie of the request.
+type Result struct {
+	PID     procfs.HostPID `json:"pid"`
+	Outcome Outcome        `json:"outcome"`
+	Reason  Reason         `json:"reason,omitempty"` // "" for Reaped
+}
+
+// Report answers a Request.
+type Report struct {
+	Version int `json:"version"`
+	// Attached says whether PID 1 was touched (PTRACE_SEIZE succeeded).
+	Attached bool `json:"attached"`
+	// Reason is set when the whole request was declined, or the attach ended early for a cause other than the budget:
+	// zombies reaped before that are in Results all the same.
+	Reason  Reason         `json:"reason,omitempty"`
+	Detail  string         `json:"detail,omitempty"`  // for people
+	TID     procfs.HostPID `json:"tid,omitempty"`     // the thread that was stopped
+	Syscall string         `json:"syscall,omitempty"` // the call it was parked in, by name
+	// Stopped is how long that thread was held, from its first stop to the detach, in nanoseconds on the wire.
+	Stopped time.Duration `json:"stoppedNs"`
+	Results []Result      `json:"results"` // one for each Zombie of the request, in its order
+}
+
+// Count returns how many results have the outcome o.
+func (r Report) Count(o Outcome) int {
+	n := 0
+	for _, res := range r.Results {
+		if res.Outcome == o {
+			n++
+		}
+	}
+	return n
+}
+
+// ErrNoWorker is returned (wrapped) by [Find] when there is no worker executable.
+var ErrNoWorker = errors.New("no " + WorkerName + " executable")
+
+// Find returns the path of the worker's executable: beside the executable self (usually os.Executable's answer), else on
+// PATH. The error names both places.
+func Find(self string) (string, error) {
+	beside := filepath.Join(filepath.Dir(self), WorkerName)
+	fi, err := os.Stat(beside)
+	if err == nil && (!fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0) {
+		err = errors.New("not an executable file")
+	}
+	if err == nil {
+		return beside, nil
+	}
+	onPath, perr := exec.LookPath(WorkerName)
+	if perr == nil {
+		return onPath, nil
+	}
+	return "", fmt.Errorf("%w: beside the shim (%s): %v; on PATH (%s): %v", ErrNoWorker, beside, err, os.Getenv("PATH"), perr)
+}
+
+// Supported says whether this build can trace at all: "" if so, else the reason that every request would be declined for.
+func Supported() Reason {
+	if !archSupported {
+		return ReasonUnsupportedArch
+	}
+	return ""
+}
+
+// decline fills in a report that touches nobody.
+func decline(req Request, why Reason, detail string) Report {
+	rep := Report{Version: Version, Reason: why, Detail: detail, Results: make([]Result, len(req.Zombies))}
+	for i, z := range req.Zombies {
+		rep.Results[i] = Result{PID: z.PID, Outcome: Left, Reason: ReasonDeclined}
+	}
+	return rep
+}
