@@ -1,0 +1,40 @@
+package sweep
+
+import "time"
+
+// Cadence decides how long to wait for the next sweep. Its limits follow from the promise that a proven orphan is gone
+// within the grace period and one second: a zombie may be seen one interval late and be acted on one interval late.
+type Cadence struct {
+	// Near is the interval while there are zombies; Far the longest interval without.
+	Near, Far time.Duration
+
+	current time.Duration
+}
+
+// Default intervals. Nothing in the kernel wakes a stranger when a process is orphaned or dies, so Far bounds how late an
+// orphan is noticed that no exec left behind.
+const (
+	DefaultNear = 250 * time.Millisecond
+	DefaultFar  = 500 * time.Millisecond
+	minimum     = 20 * time.Millisecond
+)
+
+// Next returns the time to wait after a sweep with this result.
+func (c *Cadence) Next(r Result, now time.Time) time.Duration {
+	switch {
+	case r.Zombies > 0:
+		c.current = c.Near
+		// Not later than the moment at which a candidate is due, but not at once either: more than one may fall due.
+		if !r.NextDue.IsZero() {
+			return min(max(r.NextDue.Sub(now), minimum), c.Near)
+		}
+	case c.current == 0:
+		c.current = c.Near
+	default:
+		c.current = min(2*c.current, c.Far)
+	}
+	return c.current
+}
+
+// Reset makes the next interval a near one: something happened that may leave zombies.
+func (c *Cadence) Reset() { c.current = 0 }

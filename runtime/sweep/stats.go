@@ -1,0 +1,69 @@
+package sweep
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/tracer"
+)
+
+// Stats is what a Sweeper knows after its last sweep. Counters start at 0 with the Sweeper and never go back.
+type Stats struct {
+	// Zombies below PID 1 at the last sweep, by verdict.
+	Own, Adopted, Unproven int
+	// Held are zombies whose living parent is not PID 1; Holders names up to maxHolders such parents.
+	Held    int
+	Holders []Holder
+	// Oldest is how long ago the oldest zombie below PID 1 was first seen.
+	Oldest time.Duration
+
+	Reaped   uint64 // orphans that PID 1 was made to reap
+	Vanished uint64 // adopted zombies that PID 1 reaped itself
+	Attaches uint64 // times that PID 1 was stopped for it
+	// LongestStop is the longest time that PID 1 was stopped in one attach.
+	LongestStop    time.Duration
+	Contradictions uint64                   // zombies on which two rules said opposite things
+	Refusals       map[tracer.Reason]uint64 // by reason, whole requests and single zombies alike
+
+	PIDsCurrent int64 // pids.current, the sum over the containers of the namespace; 0 when unknown
+	PIDsMax     int64 // pids.max of a container that has the namespace for itself; 0 when unknown or without limit
+	Sweeps      uint64
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s Stats) Clone() Stats {
+	s.Refusals = maps.Clone(s.Refusals)
+	s.Holders = slices.Clone(s.Holders)
+	return s
+}
+
+// Holder is a living process, not PID 1, that has zombie children.
+type Holder struct {
+	PID     procfs.HostPID
+	Comm    string // as the process calls itself
+	Zombies int
+}
+
+const maxHolders = 5
+
+// Orphan is an adopted process that was reaped.
+type Orphan struct {
+	PID       procfs.HostPID
+	NSPID     procfs.NSPID // its number for PID 1
+	Comm      string       // as the process called itself
+	Status    int          // wait(2) status
+	FirstSeen time.Time    // as a zombie; it died at most one sweep earlier
+	Cgroups   []procfs.Cgroup
+}
+
+// Result is the outcome of one sweep.
+type Result struct {
+	Reaped  []Orphan
+	Zombies int // below PID 1 now
+	// NextDue is when the grace period of the next candidate ends; zero when there is none.
+	NextDue time.Time
+	// Changed: a counter or a number of zombies differs from the sweep before.
+	Changed bool
+}

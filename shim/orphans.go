@@ -1,0 +1,253 @@
+package shim
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// children looks after the dead children of the shim. Most are runc's, and containers' and execs' init processes: those go
+// to containerd's reaper, which tells the task service. The others are orphans of tasks in the PID namespace of the shim,
+// which it adopted as their subreaper: those are named, reaped here and told as what they are, so that no number of them can
+// stand in front of a container's exit. Whose a child is, is certain only while no call is in flight that makes processes
+// for the same task; until then it is left alone.
+type children struct {
+	s    *service
+	self procfs.HostPID
+	wake chan struct{} // look again: a call has ended
+
+	mu       sync.Mutex
+	tasks    map[string]*task              // those in the shim's PID namespace
+	known    map[procfs.HostPID]uint64     // init and exec processes of those tasks, with their start times
+	inFlight map[string]int                // calls that make processes, by task
+	adopted  map[procfs.HostPID]*candidate // children that may be orphans, living or dead
+}
+
+// candidate is a child of the shim in the cgroup of a task.
+type candidate struct {
+	task      *task
+	startTime uint64
+	comm      string
+	// reaped: containerd's reaper took it before it was clear whose it was. exit is what it said.
+	reaped bool
+	status uint32
+	exited time.Time
+}
+
+func newChildren(s *service) *children {
+	c := &children{
+		s:        s,
+		self:     procfs.HostPID(os.Getpid()),
+		wake:     make(chan struct{}, 1),
+		tasks:    make(map[string]*task),
+		known:    make(map[procfs.HostPID]uint64),
+		inFlight: make(map[string]int),
+		adopted:  make(map[procfs.HostPID]*candidate),
+	}
+	return c
+}
+
+// run handles SIGCHLD for the life of the shim.
+func (c *children) run() {
+	sigs := make(chan os.Signal, 1) // one pending is enough: each look sees all
+	signal.Notify(sigs, unix.SIGCHLD)
+	exits := reaper.Default.Subscribe()
+	go func() {
+		for e := range exits {
+			c.sawExit(procfs.HostPID(e.Pid), uint32(e.Status), e.Timestamp)
+		}
+	}()
+	for {
+		select {
+		case <-sigs:
+		case <-c.wake:
+		}
+		c.look()
+		c.s.kickAll()
+	}
+}
+
+func (c *children) lookAgain() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin notes that a call is in flight that makes processes for a task. The returned function ends it; pid is the process
+// that the call made, 0 if none.
+func (c *children) begin(id string) (end func(pid int)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inFlight[id]++
+	return func(pid int) {
+		c.mu.Lock()
+		if c.inFlight[id]--; c.inFlight[id] == 0 {
+			delete(c.inFlight, id)
+		}
+		if _, shared := c.tasks[id]; shared && pid > 0 {
+			c.isKnown(procfs.HostPID(pid))
+		}
+		c.mu.Unlock()
+		c.lookAgain()
+	}
+}
+
+// isKnown notes an init or exec process: no orphan, whatever it looked like before. c.mu is held.
+func (c *children) isKnown(pid procfs.HostPID) {
+	delete(c.adopted, pid)
+	if st, err := c.s.proc.Stat(pid); err == nil {
+		c.known[pid] = st.StartTime
+	}
+}
+
+// add makes t one of the tasks whose orphans come here. remove ends that.
+func (c *children) add(t *task) {
+	c.mu.Lock()
+	c.tasks[t.id] = t
+	c.known[t.pid] = t.startTime
+	c.mu.Unlock()
+	c.lookAgain()
+}
+
+func (c *children) remove(t *task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.tasks, t.id)
+	delete(c.known, t.pid)
+	for pid, cand := range c.adopted {
+		if cand.task == t {
+			delete(c.adopted, pid)
+		}
+	}
+}
+
+// sawExit hears of every child that containerd's reaper took.
+func (c *children) sawExit(pid procfs.HostPID, status uint32, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, pid)
+	if cand := c.adopted[pid]; cand != nil {
+		cand.reaped, cand.status, cand.exited = true, status, at
+		c.lookAgainLocked(cand)
+	}
+}
+
+func (c *children) lookAgainLocked(cand *candidate) {
+	if c.inFlight[cand.task.id] == 0 {
+		c.lookAgain()
+	}
+}
+
+// look deals with every dead child.
+func (c *children) look() {
+	c.mu.Lock()
+	shared := len(c.tasks) > 0
+	c.mu.Unlock()
+	if shared {
+		// Twice: what dies between the look and containerd's reaper, which takes whatever is dead, goes without a name
+		// unless it was seen alive, so that gap is kept small.
+		if others := c.takeOrphans(); !others {
+			return
+		}
+		c.takeOrphans()
+	}
+	if err := reaper.Reap(); err != nil {
+		log.L.WithError(err).Error("reap exited children")
+	}
+}
+
+// takeOrphans reaps the dead children that are certain to be orphans and reports whether there are other dead ones.
+func (c *children) takeOrphans() (others bool) {
+	var found []orphan
+	c.mu.Lock()
+	for _, pid := range c.list() {
+		st, err := c.s.proc.Stat(pid)
+		if err != nil || st.PPID != c.self {
+			continue
+		}
+		cand := c.candidateFor(pid, st)
+		if !st.Zombie() {
+			continue
+		}
+		if cand == nil || c.inFlight[cand.task.id] > 0 {
+			others = true
+			continue
+		}
+		var ws unix.WaitStatus
+		if got, err := unix.Wait4(int(pid), &ws, unix.WNOHANG, nil); err != nil || got != int(pid) {
+			continue
+		}
+		delete(c.adopted, pid)
+		found = append(found, orphan{task: cand.task, pid: int(pid), inner: int(pid), command: cand.comm,
+			status: int(ws), died: time.Now()})
+	}
+	for pid, cand := range c.adopted {
+		if cand.reaped && c.inFlight[cand.task.id] == 0 {
+			delete(c.adopted, pid)
+			found = append(found, orphan{task: cand.task, pid: int(pid), inner: int(pid), command: cand.comm,
+				status: waitStatus(cand.status), died: cand.exited})
+		}
+	}
+	c.mu.Unlock()
+
+	for _, o := range found {
+		o.task.reapedByShim.Add(1)
+		c.s.publishOrphan(o)
+	}
+	return others
+}
+
+// list returns the children of all threads of the shim.
+func (c *children) list() []procfs.HostPID {
+	tids, err := c.s.proc.Threads(c.self)
+	if err != nil {
+		return nil
+	}
+	var all []procfs.HostPID
+	for _, tid := range tids {
+		pids, err := c.s.proc.ThreadChildren(c.self, tid)
+		if err == nil {
+			all = append(all, pids...)
+		}
+	}
+	return all
+}
+
+// candidateFor returns what is known of a child that may be an orphan of a task; nil for all others. c.mu is held.
+func (c *children) candidateFor(pid procfs.HostPID, st procfs.Stat) *candidate {
+	if start, ok := c.known[pid]; ok && start == st.StartTime {
+		return nil
+	}
+	if cand := c.adopted[pid]; cand != nil && cand.startTime == st.StartTime {
+		return cand
+	}
+	cgroups, err := c.s.proc.Cgroups(pid)
+	if err != nil {
+		return nil
+	}
+	for _, t := range c.tasks {
+		if t.holds(cgroups) {
+			cand := &candidate{task: t, startTime: st.StartTime, comm: st.Comm}
+			c.adopted[pid] = cand
+			return cand
+		}
+	}
+	return nil
+}
+
+// waitStatus is the inverse of what containerd's reaper makes of a wait(2) status, as far as there is one: an exit code above
+// 128 looks like a signal.
+func waitStatus(exit uint32) int {
+	if exit > 128 {
+		return int(exit - 128)
+	}
+	return int(exit) << 8
+}

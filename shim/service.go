@@ -1,0 +1,330 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
+	runctask "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	ctrdshim "github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/sweep"
+	"github.com/reaper-shim/reaper/runtime/tracer"
+)
+
+// service is containerd's task service with eyes for zombies. What it does not override goes to the wrapped service.
+type service struct {
+	taskapi.TTRPCTaskService
+
+	namespace string // containerd's
+	proc      *procfs.FS
+	hostNS    uint64 // inode of the shim's PID namespace
+	events    *eventPublisher
+	children  *children
+	// tracer is nil where there is none; tracerReason then says why.
+	tracer       *tracer.Client
+	tracerReason string
+
+	mu       sync.Mutex
+	tasks    map[string]*task    // by container ID
+	watchers map[uint64]*watcher // by inode of the PID namespace
+}
+
+func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service) (*service, error) {
+	namespace, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := runctask.NewTaskService(ctx, publisher, sd)
+	if err != nil {
+		return nil, err
+	}
+	events, err := newEventPublisher(namespace, address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd's events: %w", err)
+	}
+	s := &service{
+		TTRPCTaskService: inner,
+		namespace:        namespace,
+		proc:             procfs.New(os.DirFS("/proc")),
+		events:           events,
+		tasks:            make(map[string]*task),
+		watchers:         make(map[uint64]*watcher),
+	}
+	if s.hostNS, err = s.proc.PIDNamespace(procfs.HostPID(os.Getpid())); err != nil {
+		return nil, fmt.Errorf("find the shim's own PID namespace: %w", err)
+	}
+	s.findTracer()
+	s.children = newChildren(s)
+	go s.children.run()
+	sd.RegisterCallback(func(context.Context) error { s.close(); return nil })
+	return s, nil
+}
+
+// findTracer looks for the tracer. Without one tasks start all the same, and zombies are only observed.
+func (s *service) findTracer() {
+	self, err := os.Executable()
+	if err == nil {
+		var path string
+		if path, err = tracer.Find(self); err == nil {
+			if reason := tracer.Supported(); reason == "" {
+				s.tracer = tracer.NewClient(path)
+				return
+			}
+			err = fmt.Errorf("reaper-tracer: %s", tracer.Supported())
+		}
+	}
+	s.tracerReason = err.Error()
+	log.L.WithError(err).Warn("no tracer: zombies will be observed and not reaped")
+}
+
+// RegisterTTRPC registers this service, and not the wrapped one, for the task API.
+func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
+	taskapi.RegisterTTRPCTaskService(server, s)
+	return nil
+}
+
+// Create makes the container. The only thing that fails here and would not with runc is a bad option or annotation.
+func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	cfg, err := s.prepare(r)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
+	}
+	t := newTask(r.ID, cfg)
+	if cfg.Mode == ModeAssist && s.tracer == nil {
+		t.fallBack(ModeObserve, s.tracerReason)
+	}
+
+	end := s.children.begin(r.ID)
+	resp, err := s.TTRPCTaskService.Create(ctx, r)
+	if err != nil {
+		end(0)
+		return nil, err
+	}
+	if resp.Pid > 0 {
+		s.identify(t, int(resp.Pid), false)
+	}
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
+	end(int(resp.Pid))
+	return resp, nil
+}
+
+// prepare decides how the task is to be treated and rewrites its options into the form that the wrapped service expects.
+func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, error) {
+	var opts options
+	if r.Options != nil {
+		var err error
+		if opts, err = decodeOptions(r.Options); err != nil {
+			return Config{}, err
+		}
+	}
+	sp, err := readSpec(r.Bundle)
+	if err != nil {
+		return Config{}, err
+	}
+	cfg, err := configure(s.namespace, opts.toml, sp.Annotations)
+	if err != nil {
+		return Config{}, err
+	}
+	if opts.runc == nil && sp.systemdCgroup() {
+		opts.runc = &runcoptions.Options{SystemdCgroup: true}
+	}
+	if opts.runc != nil {
+		if r.Options, err = runcAny(opts.runc); err != nil {
+			return Config{}, err
+		}
+	}
+	return cfg, nil
+}
+
+func runcAny(o *runcoptions.Options) (*anypb.Any, error) {
+	msg, err := typeurl.MarshalAnyToProto(o)
+	if err != nil {
+		return nil, fmt.Errorf("encode runc options: %w", err)
+	}
+	return msg, nil
+}
+
+// identify notes who the init process of a task is. Where it cannot be read the task runs on, unwatched.
+func (s *service) identify(t *task, pid int, started bool) {
+	if mode, _ := t.effective(); mode == ModeOff {
+		return
+	}
+	p, err := identify(s.proc, procfs.HostPID(pid), started)
+	if err != nil {
+		t.fallBack(ModeOff, err.Error())
+		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
+		return
+	}
+	t.process = p
+	if t.namespace == s.hostNS {
+		s.children.add(t)
+	}
+}
+
+// Start starts the container or an exec.
+func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	end := s.children.begin(r.ID)
+	resp, err := s.TTRPCTaskService.Start(ctx, r)
+	if err != nil {
+		end(0)
+		return nil, err
+	}
+	if t := s.task(r.ID); t != nil && r.ExecID == "" {
+		if t.pid == 0 { // restored from a checkpoint: the process exists only now
+			s.identify(t, int(resp.Pid), true)
+		}
+		s.watch(t)
+	}
+	end(int(resp.Pid))
+	return resp, nil
+}
+
+func (s *service) task(id string) *task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tasks[id]
+}
+
+// watch begins to sweep the PID namespace of a task, or adds the task to those in it.
+func (s *service) watch(t *task) {
+	mode, _ := t.effective()
+	if mode == ModeOff || t.namespace == s.hostNS {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.watchers[t.namespace]; w != nil {
+		w.join(t)
+		return
+	}
+	if !t.ownsNS {
+		// PID 1 of this namespace belongs to a task of another shim, and what is done about it is decided there.
+		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim")
+		return
+	}
+	var r sweep.Reaper
+	if mode == ModeAssist {
+		r = s.tracer
+	}
+	w, err := s.startWatcher(t, r)
+	if err != nil {
+		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
+		return
+	}
+	s.watchers[t.namespace] = w
+}
+
+// watcherOf returns the watcher of the task's PID namespace, nil when there is none.
+func (s *service) watcherOf(t *task) *watcher {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.watchers[t.namespace]
+}
+
+// Delete removes the container, or an exec.
+func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	if err == nil && r.ExecID == "" {
+		s.forget(r.ID)
+	}
+	return resp, err
+}
+
+// forget ends all that is kept about a task and publishes its last statistics.
+func (s *service) forget(id string) {
+	s.mu.Lock()
+	t := s.tasks[id]
+	delete(s.tasks, id)
+	if t == nil {
+		s.mu.Unlock()
+		return
+	}
+	if mode, _ := t.effective(); mode == ModeOff {
+		s.mu.Unlock()
+		return
+	}
+	w := s.watchers[t.namespace]
+	owner := w != nil && w.owner == t
+	if owner {
+		delete(s.watchers, t.namespace)
+	}
+	s.mu.Unlock()
+
+	var stats sweep.Stats
+	switch {
+	case owner:
+		w.end()
+		stats = w.snapshot()
+		// They died with their PID 1.
+		stats.Own, stats.Adopted, stats.Unproven, stats.Held, stats.Holders, stats.Oldest = 0, 0, 0, 0, nil, 0
+	case w != nil:
+		w.leave(t)
+	}
+	s.children.remove(t)
+	s.publishStats(t, t.message(stats, true))
+}
+
+// Pause freezes the container; its PID namespace is not swept until it is resumed.
+func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	resp, err := s.TTRPCTaskService.Pause(ctx, r)
+	if t := s.task(r.ID); err == nil && t != nil {
+		if w := s.watcherOf(t); w != nil {
+			w.pause(t)
+		}
+	}
+	return resp, err
+}
+
+// Resume thaws the container.
+func (s *service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
+	resp, err := s.TTRPCTaskService.Resume(ctx, r)
+	if t := s.task(r.ID); err == nil && t != nil {
+		if w := s.watcherOf(t); w != nil {
+			w.resume(t)
+		}
+	}
+	return resp, err
+}
+
+// kickAll asks for a sweep of every namespace: a child of the shim has died, and if it was an exec it may have left orphans.
+func (s *service) kickAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.watchers {
+		w.kick()
+	}
+}
+
+// close ends everything of ours when the shim shuts down.
+func (s *service) close() {
+	s.mu.Lock()
+	watchers := make([]*watcher, 0, len(s.watchers))
+	for _, w := range s.watchers {
+		watchers = append(watchers, w)
+	}
+	s.mu.Unlock()
+	for _, w := range watchers {
+		w.end()
+	}
+	if s.tracer != nil {
+		if err := s.tracer.Close(); err != nil {
+			log.L.WithError(err).Debug("close the tracer")
+		}
+	}
+	s.events.close()
+}

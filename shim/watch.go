@@ -1,0 +1,194 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/sweep"
+)
+
+// watcher sweeps one PID namespace for as long as its PID 1, the init process of owner, lives.
+type watcher struct {
+	s     *service
+	owner *task
+	kicks chan struct{}
+	stop  context.CancelFunc
+	done  chan struct{}
+
+	mu      sync.Mutex
+	members map[string]*task // by ID: the owner and those that joined its namespace
+	paused  map[string]bool
+	stats   sweep.Stats // after the last sweep
+}
+
+// kickDelay lets what an exec left behind die before the sweep that its exit asked for, and bounds what a storm of execs can
+// ask for.
+const kickDelay = 100 * time.Millisecond
+
+func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
+	sweeper, err := sweep.New(sweep.Config{
+		Proc:          s.proc,
+		Init:          owner.init,
+		InitStartTime: owner.startTime,
+		Grace:         owner.cfg.Grace,
+		Reaper:        r,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watcher{
+		s:       s,
+		owner:   owner,
+		kicks:   make(chan struct{}, 1),
+		stop:    cancel,
+		done:    make(chan struct{}),
+		members: map[string]*task{owner.id: owner},
+		paused:  make(map[string]bool),
+	}
+	go w.run(ctx, sweeper)
+	return w, nil
+}
+
+// kick asks for a sweep soon: something happened that may have left zombies.
+func (w *watcher) kick() {
+	select {
+	case w.kicks <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) join(t *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.members[t.id] = t
+}
+
+func (w *watcher) leave(t *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.members, t.id)
+	delete(w.paused, t.id)
+}
+
+// pause keeps the namespace from being swept while a task in it is frozen; resume lifts that.
+func (w *watcher) pause(t *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paused[t.id] = true
+}
+
+func (w *watcher) resume(t *task) {
+	w.mu.Lock()
+	delete(w.paused, t.id)
+	w.mu.Unlock()
+	w.kick()
+}
+
+func (w *watcher) snapshot() sweep.Stats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stats.Clone()
+}
+
+// cgroups returns those of the members, the owner's first, and whether the namespace may be swept now.
+func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owner.cgroupDir != nil {
+		dirs = append(dirs, w.owner.cgroupDir)
+	}
+	for _, t := range w.members {
+		if t != w.owner && t.cgroupDir != nil {
+			dirs = append(dirs, t.cgroupDir)
+		}
+	}
+	return dirs, len(w.paused) == 0
+}
+
+// attribute finds the task that an orphan belonged to: the one in whose cgroup it died, or else the owner.
+func (w *watcher) attribute(cgroups []procfs.Cgroup) *task {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.members {
+		if t.holds(cgroups) {
+			return t
+		}
+	}
+	return w.owner
+}
+
+func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
+	defer close(w.done)
+	var (
+		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar}
+		next    = time.Now().Add(cadence.Near)
+		timer   = time.NewTimer(cadence.Near)
+		failing bool
+		pending bool      // statistics have changed since they were published
+		told    time.Time // when they were published last
+	)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.kicks:
+			cadence.Reset()
+			// Never later than it would have been: kicks that come faster than this must not put it off for ever.
+			if soon := time.Now().Add(kickDelay); soon.Before(next) {
+				next = soon
+				timer.Reset(kickDelay)
+			}
+			continue
+		case <-timer.C:
+		}
+		dirs, sweepable := w.cgroups()
+		if !sweepable {
+			next = time.Now().Add(cadence.Far)
+			timer.Reset(cadence.Far)
+			continue
+		}
+		sweeper.SetCgroups(dirs)
+		res, err := sweeper.Sweep(ctx)
+		if errors.Is(err, sweep.ErrInitGone) {
+			return
+		}
+		if err != nil && !failing {
+			// Once per spell: it will be tried again twice a second.
+			log.L.WithField("id", w.owner.id).WithError(err).Warn("sweep for zombies failed")
+		}
+		failing = err != nil
+
+		stats := sweeper.Stats()
+		w.mu.Lock()
+		w.stats = stats
+		w.mu.Unlock()
+		for _, o := range res.Reaped {
+			w.s.publishOrphan(orphan{
+				task: w.attribute(o.Cgroups), pid: int(o.PID), inner: int(o.NSPID),
+				command: o.Comm, status: o.Status, died: o.FirstSeen,
+			})
+		}
+		pending = pending || res.Changed
+		now := time.Now()
+		if pending && now.Sub(told) >= w.owner.cfg.StatsInterval {
+			w.s.publishStats(w.owner, w.owner.message(stats, false))
+			pending, told = false, now
+		}
+		wait := cadence.Next(res, now)
+		next = now.Add(wait)
+		timer.Reset(wait)
+	}
+}
+
+// end stops the watcher and waits for it.
+func (w *watcher) end() {
+	w.stop()
+	<-w.done
+}
