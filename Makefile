@@ -1,0 +1,156 @@
+# Everything here can be run from a fresh clone: "make demo" and "make test" install and build what they need.
+
+GO               ?= go
+GOFLAGS_BUILD    ?= -trimpath
+LDFLAGS          ?= -s -w
+ifeq ($(origin CC),default)
+CC               := gcc
+endif
+CFLAGS           ?= -O2 -Wall -Wextra -Werror
+BIN              ?= $(CURDIR)/bin
+TOOLS            ?= $(BIN)/tools
+TESTPROGS        ?= $(BIN)/testprogs
+RUN              ?=
+COUNT            ?= 1
+FUZZTIME         ?= 5s
+TIMEOUT          ?= 25m
+PKGS             ?= ./...
+
+# Packages of the integration tests: they need root and the tools, and run apart from the unit tests.
+INTEGRATION_PKGS ?= ./integration/...
+
+COMMANDS   := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
+TESTPROG_C := $(wildcard integration/testprogs/*.c)
+TESTPROG_B := $(patsubst integration/testprogs/%.c,$(TESTPROGS)/%,$(TESTPROG_C))
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this text.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make test-integration RUN=TestZombies   one integration test, with its log'
+	@echo '  make test-unit PKGS=./runtime/procfs    one package'
+
+.PHONY: all
+all: build tools testprogs ## Build everything that is built.
+
+.PHONY: build
+build: ## Build the commands under cmd/ into bin/.
+	@mkdir -p $(BIN)
+	@set -e; for c in $(COMMANDS); do \
+		echo "build $$c"; \
+		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
+	done
+
+# ---- what the machine has to have ----------------------------------------------------------------------------------
+
+# gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
+# busybox-static: the file system of the test containers.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static
+
+.PHONY: deps
+deps: ## Install missing Debian packages (as root).
+	@missing=; for p in $(APT_PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "make deps: this machine has no apt-get. Install with its own package manager:$$missing" >&2; exit 1; \
+	fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "make deps: missing:$$missing. Run as root: apt-get install$$missing" >&2; exit 1; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	echo "install$$missing"; \
+	apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
+
+# Each tool is built inside its own module, with the dependencies that its authors chose; integration/tools only pins
+# the versions.
+# $(1) file in bin/tools, $(2) module, $(3) package in it, $(4) environment, $(5) flags
+define tool
+$(TOOLS)/$(1): integration/tools/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$(1)"
+	@cd integration/tools && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
+		cd $$$$dir && $(4) $(GO) build -trimpath -mod=readonly -buildvcs=false $(5) -o $$@ $(3)
+TOOL_FILES += $(TOOLS)/$(1)
+endef
+
+NO_SNAPSHOTTERS := -tags no_btrfs,no_devmapper,no_zfs
+$(eval $(call tool,containerd,github.com/containerd/containerd/v2,./cmd/containerd,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
+$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-ldflags '$(LDFLAGS)'))
+$(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
+$(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
+$(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
+$(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
+
+.PHONY: tools
+tools: $(TOOL_FILES) ## Build containerd, runc, ctr, nerdctl and crictl into bin/tools (pinned in integration/tools).
+
+$(TOOLS)/golangci-lint: integration/tools/lint/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/golangci-lint"
+	@cd integration/tools/lint && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(TESTPROGS)/%: integration/testprogs/%.c
+	@mkdir -p $(TESTPROGS)
+	$(CC) $(CFLAGS) -static -pthread -o $@ $<
+
+.PHONY: testprogs
+testprogs: $(TESTPROG_B) ## Compile the static programs that run inside test containers.
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+# What a machine lacks skips a test; here it fails it, so that green means tested.
+.PHONY: test
+test: export REAPER_TEST_REQUIRE = 1
+test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fuzz and integration tests (as root).
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory tools testprogs build
+	@$(MAKE) --no-print-directory vet
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory fuzz
+	@$(MAKE) --no-print-directory test-integration
+
+.PHONY: vet
+vet: ## go vet, for amd64 and arm64.
+	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: test-unit
+test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
+	CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
+
+.PHONY: fuzz
+fuzz: ## Every fuzz target for FUZZTIME (5s).
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
+		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+			echo "fuzz $$(dirname $$file) $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$(dirname $$file); \
+		done; \
+	done
+
+.PHONY: test-integration
+test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
+	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
+
+.PHONY: proto
+proto: ## Regenerate the protobuf and ttrpc code under shim/api.
+	$(GO) generate ./shim/api/...
+
+.PHONY: demo
+demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory tools testprogs build
+	@$(GO) run ./integration/demo
+
+.PHONY: clean
+clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
+	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS)) dist

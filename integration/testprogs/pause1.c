@@ -1,0 +1,71 @@
+// pause1: a PID 1 that never waits for anything, like most programs that end up as PID 1 of a container.
+//
+//   pause1 [pause|poll|futex|nanosleep|epoll] [-t] [-- command args...]
+//
+// The word chooses the system call that it is blocked in, -t installs a SIGTERM handler that exits with 0, and the command
+// is started as a child that nobody will ever wait for.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void on_term(int sig)
+{
+	(void)sig;
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = "pause";
+	int i = 1;
+
+	for (; i < argc && strcmp(argv[i], "--") != 0; i++) {
+		if (strcmp(argv[i], "-t") == 0) {
+			struct sigaction sa = { .sa_handler = on_term };
+			sigaction(SIGTERM, &sa, NULL);
+		} else {
+			mode = argv[i];
+		}
+	}
+	if (i + 1 < argc) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			execv(argv[i + 1], argv + i + 1);
+			_exit(127);
+		}
+		if (pid < 0) {
+			perror("fork");
+			return 1;
+		}
+	}
+
+	static int word;
+	struct timespec second = { .tv_sec = 1 };
+	int ep = epoll_create1(EPOLL_CLOEXEC);
+	for (;;) {
+		if (strcmp(mode, "pause") == 0) {
+			pause();
+		} else if (strcmp(mode, "poll") == 0) {
+			poll(NULL, 0, -1);
+		} else if (strcmp(mode, "futex") == 0) {
+			syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &second, NULL, 0);
+		} else if (strcmp(mode, "nanosleep") == 0) {
+			nanosleep(&second, NULL);
+		} else if (strcmp(mode, "epoll") == 0) {
+			struct epoll_event ev;
+			epoll_wait(ep, &ev, 1, 1000);
+		} else {
+			fprintf(stderr, "pause1: unknown mode %s\n", mode);
+			return 2;
+		}
+	}
+}
