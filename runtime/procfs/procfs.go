@@ -80,6 +80,21 @@ func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
 	return tids, nil
 }
 
+// PIDs lists all processes in the kernel's order.
+func (p *FS) PIDs() ([]HostPID, error) {
+	entries, err := fs.ReadDir(p.fsys, ".")
+	if err != nil {
+		return nil, wrap("read", "the root of proc", err)
+	}
+	var pids []HostPID
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, HostPID(n))
+		}
+	}
+	return pids, nil
+}
+
 // ThreadChildren reads /proc/<pid>/task/<tid>/children: the children, living and zombie, that hang on this thread. The
 // list is not a snapshot: a child missing from one read proves nothing (proc(5)).
 func (p *FS) ThreadChildren(pid, tid HostPID) ([]HostPID, error) {

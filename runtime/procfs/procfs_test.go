@@ -1,0 +1,84 @@
+package procfs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+func TestVanishedIsAValue(t *testing.T) {
+	p := New(fstest.MapFS{})
+	_, statErr := p.Stat(4)
+	_, threadsErr := p.Threads(4)
+	_, childrenErr := p.ThreadChildren(4, 4)
+	_, nsErr := p.PIDNamespace(4)
+	for name, err := range map[string]error{"stat": statErr, "task": threadsErr, "children": childrenErr, "ns": nsErr} {
+		if !errors.Is(err, ErrVanished) {
+			t.Errorf("%s: %v, want ErrVanished", name, err)
+		}
+	}
+}
+
+func TestMissingChildrenFile(t *testing.T) {
+	p := New(fstest.MapFS{"4/task/4/stat": {Data: []byte("x")}})
+	if _, err := p.ThreadChildren(4, 4); !errors.Is(err, ErrNoChildren) {
+		t.Errorf("got %v, want ErrNoChildren", err)
+	}
+}
+
+func TestParseErrorNamesTheFile(t *testing.T) {
+	p := New(fstest.MapFS{"4/stat": {Data: []byte("garbage")}})
+	_, err := p.Stat(4)
+	if err == nil || errors.Is(err, ErrVanished) || !strings.Contains(err.Error(), "4/stat") {
+		t.Errorf("got %v, want an error that names 4/stat", err)
+	}
+}
+
+// The live /proc of the kernel that the tests run on, read through every reader.
+func TestLive(t *testing.T) {
+	p := New(os.DirFS("/proc"))
+	self := HostPID(os.Getpid())
+	if link, err := os.Readlink("/proc/self"); err != nil || link != self.String() {
+		t.Skipf("/proc belongs to another PID namespace than this process (/proc/self -> %q): run with a /proc of its own", link)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	st, err := p.Stat(self)
+	if err != nil || st.PID != self || st.PPID != HostPID(os.Getppid()) || st.StartTime == 0 || st.NumThreads < 1 {
+		t.Errorf("stat %+v, %v", st, err)
+	}
+	if want := filepath.Base(os.Args[0]); !strings.Contains(want, st.Comm) {
+		t.Errorf("command %q, want the start of %q", st.Comm, want)
+	}
+	status, err := p.Status(self)
+	if err != nil || status.Tgid != self || len(status.NSpid) == 0 || status.NSpid[0] != NSPID(self) {
+		t.Errorf("status %+v, %v", status, err)
+	}
+	tids, err := p.Threads(self)
+	if err != nil || len(tids) < 1 || tids[0] != self {
+		t.Errorf("threads %v, %v", tids, err)
+	}
+	pids, err := p.PIDs()
+	if err != nil || !slices.Contains(pids, self) {
+		t.Errorf("pids %v, %v", pids, err)
+	}
+	if _, err := p.Cgroups(self); err != nil {
+		t.Errorf("cgroups: %v", err)
+	}
+	if ino, err := p.PIDNamespace(self); err != nil || ino == 0 {
+		t.Errorf("pid namespace %d, %v", ino, err)
+	}
+	if _, err := p.ThreadChildren(self, self); err != nil {
+		t.Errorf("children: %v", err)
+	}
+	if _, err := p.ThreadSyscall(self, self); err != nil && !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("syscall: %v", err)
+	}
+}

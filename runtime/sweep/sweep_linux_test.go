@@ -1,0 +1,428 @@
+package sweep_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/lineage"
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/sweep"
+	"github.com/reaper-shim/reaper/runtime/tracer"
+)
+
+// The test binary is its own victim: started under this name it is a PID 1 that runs commands from its standard input and
+// reaps nothing that it was not told to.
+const victimName = "sweep-victim"
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == victimName {
+		victim()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// victim reads lines "HOW COMMAND" and runs the command with sh: "session" in a new session and waits for it, as an exec does;
+// "plain" in its own session and waits for it; "own" and never waits. It answers each with a line.
+func victim() {
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		how, command, _ := strings.Cut(in.Text(), " ")
+		cmd := exec.Command("/bin/sh", "-c", command)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: how == "session"}
+		err := cmd.Start()
+		if err == nil && how != "own" {
+			err = cmd.Wait()
+		}
+		fmt.Println("done", cmd.Process.Pid, err)
+	}
+}
+
+type pid1 struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	in     io.Writer
+	out    *bufio.Reader
+	proc   *procfs.FS
+	cgroup *sweep.Cgroup
+}
+
+// start runs a program as PID 1 of a new PID namespace and session, in a cgroup of its own.
+func start(t *testing.T, path string, args ...string) *pid1 {
+	t.Helper()
+	testutil.Root(t)
+	cmd := &exec.Cmd{Path: path, Args: args, Stderr: os.Stderr}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true, Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pid1{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), proc: procfs.New(os.DirFS("/proc"))}
+
+	dir := ""
+	for _, root := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
+		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
+			dir = filepath.Join(root, fmt.Sprintf("reaper-sweep-%d", os.Getpid()))
+			break
+		}
+	}
+	if dir == "" {
+		testutil.Lacks(t, "no cgroup hierarchy counts processes", "mount the pids controller (v1) or cgroup v2")
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+			err := os.Remove(dir)
+			return err == nil, fmt.Sprint(err)
+		})
+	})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(cmd.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := p.proc.Cgroups(p.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.cgroup = sweep.FindCgroup(os.DirFS("/sys/fs/cgroup"), lines); p.cgroup == nil {
+		t.Fatalf("no cgroup found in %+v", lines)
+	}
+	return p
+}
+
+func startVictim(t *testing.T) *pid1 {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return start(t, self, victimName)
+}
+
+func (p *pid1) pid() procfs.HostPID { return procfs.HostPID(p.cmd.Process.Pid) }
+
+// do has the victim run a command and waits for its answer.
+func (p *pid1) do(how, command string) {
+	p.t.Helper()
+	if _, err := fmt.Fprintf(p.in, "%s %s\n", how, command); err != nil {
+		p.t.Fatal(err)
+	}
+	p.expect("done ")
+}
+
+func (p *pid1) expect(prefix string) {
+	p.t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, prefix) {
+		p.t.Fatalf("the victim said %q, %v; want %q", line, err, prefix)
+	}
+}
+
+// recorder is a Reaper that notes what it is asked and answers what answer says.
+type recorder struct {
+	requests []tracer.Request
+	answer   func(tracer.Request) tracer.Report
+}
+
+func (r *recorder) Reap(_ context.Context, req tracer.Request) (tracer.Report, error) {
+	r.requests = append(r.requests, req)
+	if r.answer == nil {
+		return tracer.Report{}, errors.New("not asked for in this test")
+	}
+	return r.answer(req), nil
+}
+
+func (r *recorder) asked() []procfs.HostPID {
+	var pids []procfs.HostPID
+	for _, req := range r.requests {
+		for _, z := range req.Zombies {
+			pids = append(pids, z.PID)
+		}
+	}
+	return pids
+}
+
+func answerAll(o tracer.Outcome, reason tracer.Reason) func(tracer.Request) tracer.Report {
+	return func(req tracer.Request) tracer.Report {
+		rep := tracer.Report{Attached: true, Stopped: time.Millisecond}
+		for _, z := range req.Zombies {
+			rep.Results = append(rep.Results, tracer.Result{PID: z.PID, Outcome: o, Reason: reason})
+		}
+		return rep
+	}
+}
+
+// clock is the time of a sweeper, moved by hand.
+type clock struct{ now time.Time }
+
+func (p *pid1) sweeper(r sweep.Reaper, grace time.Duration) (*sweep.Sweeper, *clock) {
+	p.t.Helper()
+	st, err := p.proc.Stat(p.pid())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c := &clock{now: time.Now()}
+	s, err := sweep.New(sweep.Config{
+		Proc:          p.proc,
+		Init:          lineage.Init{PID: p.pid(), SessionLeader: st.Session == p.pid()},
+		InitStartTime: st.StartTime,
+		Grace:         grace,
+		Reaper:        r,
+		Now:           func() time.Time { return c.now },
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s.SetCgroups([]*sweep.Cgroup{p.cgroup})
+	return s, c
+}
+
+func mustSweep(t *testing.T, s *sweep.Sweeper) sweep.Result {
+	t.Helper()
+	res, err := s.Sweep(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// sweepUntil sweeps, a second of the sweeper's time apart, until done.
+func sweepUntil(t *testing.T, s *sweep.Sweeper, c *clock, done func(sweep.Stats) bool) {
+	t.Helper()
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		c.now = c.now.Add(time.Second)
+		return done(s.Stats()), fmt.Sprintf("%+v", s.Stats())
+	})
+}
+
+func TestExecOrphanIsAskedForAfterTheGracePeriod(t *testing.T) {
+	p := startVictim(t)
+	r := &recorder{answer: answerAll(tracer.Reaped, "")}
+	s, c := p.sweeper(r, 30*time.Second)
+	p.do("session", "(sleep 0.05; exit 7) & (sleep 0.05; kill -9 $$; exec sleep 100) & exit 0")
+	p.do("session", "sh -c 'kill -KILL $$' & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted >= 2 })
+	if len(r.requests) != 0 {
+		t.Fatalf("asked for %v within the grace period", r.asked())
+	}
+	c.now = c.now.Add(time.Minute)
+	res := mustSweep(t, s)
+	var statuses []int
+	for _, o := range res.Reaped {
+		statuses = append(statuses, o.Status)
+		st, err := p.proc.Status(o.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := st.NSpid[len(st.NSpid)-1]; o.NSPID != want {
+			t.Errorf("orphan %d: number %d inside, want %d", o.PID, o.NSPID, want)
+		}
+		if o.Comm != "sh" && o.Comm != "sleep" {
+			t.Errorf("orphan %d: command %q", o.PID, o.Comm)
+		}
+		if sweep.ContainerPath(o.Cgroups) == "" {
+			t.Errorf("orphan %d: no cgroup", o.PID)
+		}
+	}
+	if !slices.Contains(statuses, 7<<8) || !slices.Contains(statuses, 9) {
+		t.Errorf("wait statuses %v, want 1792 (exit 7) and 9 (SIGKILL) among them", statuses)
+	}
+	if st := s.Stats(); st.Reaped != uint64(len(res.Reaped)) || st.Attaches != 1 || st.LongestStop != time.Millisecond {
+		t.Errorf("statistics %+v", st)
+	}
+}
+
+func TestOwnChildIsNeverAskedFor(t *testing.T) {
+	p := startVictim(t)
+	r := &recorder{}
+	s, c := p.sweeper(r, 0)
+	p.do("own", "exit 3")
+	p.do("own", "exec setsid sh -c 'exit 4'")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Own+st.Unproven == 2 })
+	for range 50 {
+		c.now = c.now.Add(time.Hour)
+		mustSweep(t, s)
+	}
+	if st := s.Stats(); len(r.requests) != 0 || st.Adopted != 0 {
+		t.Errorf("asked for %v; statistics %+v", r.asked(), st)
+	}
+}
+
+func TestOrphanThatLivedThroughASweep(t *testing.T) {
+	p := startVictim(t)
+	r := &recorder{answer: answerAll(tracer.Reaped, "")}
+	s, c := p.sweeper(r, 0)
+	// In PID 1's own session, so that only rule L can tell: the parent lives until the file is there.
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(p.in, "plain (read x <%s; exit 9) & read y <%s\n", gate, gate); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(gate, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		pids, err := p.cgroup.Procs()
+		return len(pids) == 3, fmt.Sprint(pids, err)
+	})
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) { // old enough to be identified
+		now, st := sweep.BootTicks(), youngest(t, p)
+		return now >= st+lineage.MinTicks, fmt.Sprint(now, st)
+	})
+	mustSweep(t, s)
+	if _, err := f.WriteString("\n\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.expect("done ")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Reaped == 1 })
+
+	// And one that no sweep has seen alive: nothing proves that PID 1 did not fork it.
+	p.do("plain", "(exit 9) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Unproven == 1 })
+	if n := len(r.asked()); n != 1 {
+		t.Errorf("asked for %d zombies, want the proven one only", n)
+	}
+}
+
+func youngest(t *testing.T, p *pid1) uint64 {
+	pids, err := p.cgroup.Procs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var latest uint64
+	for _, pid := range pids {
+		if st, err := p.proc.Stat(pid); err == nil {
+			latest = max(latest, st.StartTime)
+		}
+	}
+	return latest
+}
+
+func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
+	p := startVictim(t)
+	refusal := answerAll(tracer.Refused, tracer.ReasonWaiting)
+	r := &recorder{answer: refusal}
+	s, c := p.sweeper(r, 0)
+	p.do("session", "(exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 && st.Refusals[tracer.ReasonWaiting] > 0 })
+	asked := len(r.requests)
+	mustSweep(t, s)
+	if len(r.requests) != asked {
+		t.Error("asked again at once")
+	}
+	for range 100 { // in 10 s of the sweeper's time
+		c.now = c.now.Add(100 * time.Millisecond)
+		mustSweep(t, s)
+	}
+	if n := len(r.requests) - asked; n < 2 || n > 20 {
+		t.Errorf("asked %d times in 10 s, want a few", n)
+	}
+	// A whole request that is declined is put off in the same way, and its reason counted.
+	r.answer = func(req tracer.Request) tracer.Report {
+		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
+		rep.Attached, rep.Reason = false, tracer.ReasonBusy
+		return rep
+	}
+	c.now = c.now.Add(time.Minute)
+	mustSweep(t, s)
+	if s.Stats().Refusals[tracer.ReasonBusy] != 1 {
+		t.Errorf("refusals %v, want one %q", s.Stats().Refusals, tracer.ReasonBusy)
+	}
+	asked = len(r.requests)
+	mustSweep(t, s)
+	if len(r.requests) != asked {
+		t.Error("asked again at once after the whole request was declined")
+	}
+	r.answer = answerAll(tracer.Reaped, "")
+	c.now = c.now.Add(time.Minute)
+	if res := mustSweep(t, s); len(res.Reaped) != 1 {
+		t.Error("a refused zombie lost its chance")
+	}
+}
+
+func TestInitGone(t *testing.T) {
+	p := startVictim(t)
+	s, _ := p.sweeper(nil, 0)
+	mustSweep(t, s)
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// A zombie first, as it is for the shim, and then gone.
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		_, err := s.Sweep(context.Background())
+		return errors.Is(err, sweep.ErrInitGone), fmt.Sprint(err)
+	})
+	_ = p.cmd.Wait()
+	if _, err := s.Sweep(context.Background()); !errors.Is(err, sweep.ErrInitGone) {
+		t.Errorf("got %v, want ErrInitGone", err)
+	}
+}
+
+// B1 of the attacks on the design: with the leader thread gone, orphans hang on another thread.
+func TestDeadLeader(t *testing.T) {
+	testutil.Root(t)
+	bin := filepath.Join(t.TempDir(), "deadleader")
+	cc := testutil.Tool(t, "gcc")
+	if out, err := exec.Command(cc, "-static", "-pthread", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/deadleader.c").CombinedOutput(); err != nil {
+		t.Fatalf("compile deadleader.c: %v\n%s", err, out)
+	}
+	p := start(t, bin, "deadleader")
+	r := &recorder{answer: answerAll(tracer.Reaped, "")}
+	s, c := p.sweeper(r, 0)
+	p.expect("ready")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Reaped == 1 && st.Unproven+st.Own == 1 })
+	if st := s.Stats(); st.Contradictions != 0 {
+		t.Errorf("%d contradictions: rule T spoke without a leader", st.Contradictions)
+	}
+}
+
+func TestHeldByAnotherParent(t *testing.T) {
+	p := startVictim(t)
+	s, c := p.sweeper(nil, 0)
+	p.do("own", "sleep 0.01 & exec tail -f /dev/null")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Held == 1 })
+	h := s.Stats().Holders
+	if len(h) != 1 || h[0].Comm != "tail" || h[0].Zombies != 1 {
+		t.Errorf("holders %+v, want tail with one zombie", h)
+	}
+}
+
+func TestVanishedIsCounted(t *testing.T) {
+	p := startVictim(t)
+	s, c := p.sweeper(&recorder{answer: answerAll(tracer.Vanished, tracer.ReasonVanished)}, time.Hour)
+	p.do("session", "(exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 })
+	c.now = c.now.Add(2 * time.Hour)
+	mustSweep(t, s)
+	if st := s.Stats(); st.Vanished != 1 || st.Reaped != 0 {
+		t.Errorf("statistics %+v, want one vanished", st)
+	}
+}
