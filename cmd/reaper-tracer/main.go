@@ -1,13 +1,70 @@
+//go:debug asyncpreemptoff=1
+
+// Command reaper-tracer makes the PID 1 of a container wait for zombies. The shim starts it; see -h for its protocol.
 package main
 
 import (
+	"errors"
+	"flag"
+	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
 
 	"github.com/reaper-shim/reaper/runtime/tracer"
 )
 
+// version is set by the linker.
+var version = "dev"
+
+const usage = `Usage: reaper-tracer [-idle duration]
+
+Makes the parent of zombie processes wait for them, with ptrace(2). It is started by containerd-shim-reaper-v2 and needs
+root (CAP_SYS_PTRACE, and CAP_SYS_ADMIN for parents with a seccomp filter).
+
+It reads one request per line from standard input, a JSON object:
+  {"version":1, "pid":PARENT, "startTime":TICKS, "maxStopNs":5000000,
+   "zombies":[{"pid":ZOMBIE, "startTime":TICKS, "nspid":NUMBER}, ...]}
+Start times are field 22 of /proc/<pid>/stat; nspid is the zombie's number in the parent's PID namespace, from the NSpid
+line of /proc/<pid>/status. It writes one report per line to standard output, and ends when its standard input ends or no
+request has come for a while.
+
+`
+
+// A ptrace relation belongs to a thread. main runs on the first one, and so does everything that Serve does.
+func init() { runtime.LockOSThread() }
+
 func main() {
-	if err := tracer.Serve(os.Stdin, os.Stdout, 0); err != nil {
+	idle := flag.Duration("idle", tracer.DefaultIdle, "end when no request has come for this `duration`")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.BoolVar(showVersion, "v", false, "print the version and exit")
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), usage)
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if *showVersion {
+		fmt.Println("reaper-tracer", version, "protocol", tracer.Version, runtime.Version(), runtime.GOARCH)
+		return
+	}
+	if flag.NArg() > 0 || *idle < time.Millisecond {
+		flag.Usage()
+		os.Exit(2)
+	}
+	// It handles a few kilobytes per request and lives for seconds: memory is collected between requests, not while a
+	// process stands still.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(64 << 20)
+	tracer.Harden()
+	err := tracer.Serve(os.Stdin, os.Stdout, *idle)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "reaper-tracer:", err)
+	}
+	switch {
+	case errors.Is(err, tracer.ErrStuck):
+		os.Exit(3)
+	case err != nil:
 		os.Exit(1)
 	}
 }

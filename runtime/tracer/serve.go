@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"time"
 )
 
@@ -80,5 +81,6 @@ func Serve(in io.Reader, out io.Writer, idle time.Duration) error {
 		if rep.Reason == ReasonTimeout {
 			return ErrStuck
 		}
+		runtime.GC() // now, rather than while the next process stands still
 	}
 }

@@ -1,0 +1,817 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// Deadlines of the waits. They bound how long a worker can be busy with one thread: all of them together stay far below
+// killGrace, so that the client never has to kill a worker that is at work.
+const (
+	// stopWait is for a stop that a parked thread makes at once: longer means that it is in uninterruptible sleep
+	// (vfork(2), a hung file system) or gets no CPU time.
+	stopWait = 50 * time.Millisecond
+	// swapWait is for the exit of waitid(WNOHANG), which waits for locks of the kernel at most. Letting go before would
+	// leave PID 1 with the result of a call that it did not make.
+	swapWait = time.Second
+	// scrubWait is for the delivery of a signal that is known to be pending.
+	scrubWait = 5 * time.Millisecond
+)
+
+// maxSignals is how many signals that mean nothing to PID 1 are passed on in one attach before it is given up: a flood of
+// them may not hold PID 1.
+const maxSignals = 64
+
+// maxScrubs is how many SIGSTOPs from inside are taken out at the end of an attach.
+const maxScrubs = 8
+
+var (
+	errGone  = errors.New("the thread is gone")
+	errStuck = errors.New("the thread did not stop in time")
+	errPerm  = errors.New("ptrace is not permitted")
+)
+
+// Which syscall stop PTRACE_GET_SYSCALL_INFO says it is (include/uapi/linux/ptrace.h).
+const (
+	opNone  = 0
+	opEntry = 1
+	opExit  = 2
+)
+
+type syscallInfo struct {
+	op    uint8
+	arch  uint32
+	nr    int64 // opEntry
+	value int64 // opExit: the result
+}
+
+// sigInfo is the part of siginfo_t (sigaction(2)) that tells where a signal came from.
+type sigInfo struct {
+	code int32
+	pid  int32 // sender's PID in the receiver's namespace; 0 if it has none there
+}
+
+// fromOutside reports whether the signal was sent from an ancestor of the receiver's PID namespace, or by the kernel. Codes
+// below zero other than SI_TKILL can be forged by any sender (rt_sigqueueinfo(2)); they count as inside.
+func (s sigInfo) fromOutside() bool {
+	const (
+		siUser   = 0
+		siTkill  = -6
+		siKernel = 0x80
+	)
+	return s.code == siKernel || (s.code == siUser || s.code == siTkill) && s.pid == 0
+}
+
+// tracee is one thread under ptrace(2). errGone stands for the thread's death wherever that shows (ESRCH, ECHILD, an exit
+// status). Methods that resume it take the signal to be delivered, 0 for none.
+type tracee interface {
+	// seize attaches with PTRACE_O_TRACESYSGOOD and nothing else; the thread goes on running. errPerm: refused.
+	seize() error
+	interrupt() error
+	// wait returns the next stop, or errStuck after d.
+	wait(d time.Duration) (stop, error)
+	// getRegs fills in r; errNotNative if the thread has another register set than r.
+	getRegs(r *registers) error
+	setRegs(r *registers) error
+	syscallInfo() (syscallInfo, error)
+	cont(sig int) error
+	syscall(sig int) error
+	// suspendSeccomp turns the thread's seccomp filters off or on again.
+	suspendSeccomp(on bool) error
+	sigInfo() (sigInfo, error)
+	// pendingStops counts the SIGSTOPs in the queues of thread and process by where they came from.
+	pendingStops() (inside, outside int, err error)
+	detach(sig int) error
+	// sendCont sends SIGCONT to the process, traced or not.
+	sendCont() error
+}
+
+// facts are what is looked up in /proc again while the thread is stopped.
+type facts interface {
+	// sameProcess returns errGone if PID 1 is not the process of the request any more.
+	sameProcess() error
+	// thread returns the status of the thread, with the signals pending for the process.
+	thread() (procfs.Status, error)
+	// zombie says why zombie i may not be reaped, or "". quick leaves out what cannot change once it was true.
+	zombie(i int, quick bool) Reason
+	// gone reports whether zombie i has been released.
+	gone(i int) bool
+}
+
+// plan is what was decided before the attach.
+type plan struct {
+	tid     procfs.HostPID   // 0: nothing is left to be done
+	call    call             // what the thread was parked in
+	level   int              // of PID 1 in NSpid
+	threads int              // of PID 1
+	isInit  bool             // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
+	blocked procfs.SignalSet // by any thread
+	reapers []procfs.NSPID   // per zombie, what to call waitid with
+	todo    []bool           // per zombie: passed the checks
+	maxStop time.Duration
+}
+
+// attach is the state of one attach. Everything it needs between the swap of a call and its restoration is in here, so that
+// nothing is allocated there.
+type attach struct {
+	t   tracee
+	f   facts
+	p   plan
+	now func() time.Time
+	rep *Report
+
+	stopped  time.Time // when the thread was first seen stopped
+	released bool      // detached, or gone
+
+	entry  registers // as they were at the first syscall-entry stop
+	code   int64     // the restart code of the interrupted call
+	call   call      // the interrupted call
+	resume registers // entry, such that the kernel's signal path restarts the call: legal at every stop but an entry
+	back   registers // entry, such that the thread re-executes the call by itself
+	swap   registers // scratch
+
+	filtered   bool // the thread has a seccomp filter
+	rewinding  bool // the registers are those of back: the signal path must not see them
+	signals    int  // passed on or dropped
+	insideStop bool // a SIGSTOP from inside was seen
+	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
+}
+
+// declined is an orderly end: PID 1 has been let go as it was.
+type declined struct {
+	reason Reason
+	detail string
+}
+
+func (d *declined) Error() string { return string(d.reason) + ": " + d.detail }
+
+func no(reason Reason, format string, args ...any) error {
+	return &declined{reason, fmt.Sprintf(format, args...)}
+}
+
+// run attaches, reaps what it can and lets go. The results are in the report; it never fails otherwise.
+func (a *attach) run() {
+	err := a.session()
+	var d *declined
+	switch {
+	case err == nil:
+	case errors.As(err, &d):
+		a.rep.Reason, a.rep.Detail = d.reason, d.detail
+	case errors.Is(err, errGone):
+		a.released = true
+		a.rep.Reason, a.rep.Detail = ReasonVanished, err.Error()
+		// ptrace(2) also says ESRCH of a tracee that runs. It should never get that far; if it does, our end frees it.
+		if st, err := a.f.thread(); a.rep.Attached && err == nil && st.TracerPid != 0 {
+			a.rep.Reason = ReasonTimeout
+		}
+	case errors.Is(err, errStuck):
+		a.released = true // by the end of this process
+		a.rep.Reason, a.rep.Detail = ReasonTimeout, err.Error()
+	default:
+		a.rep.Reason, a.rep.Detail = ReasonInternal, err.Error()
+	}
+	if a.rep.Attached && !a.released {
+		// An unexpected error. The registers are legal at every step but the swap itself, which restores them on its
+		// own error path. If even this fails, the end of the process lets go.
+		if err := a.letGo(0); err != nil && !errors.Is(err, errGone) {
+			a.rep.Reason = ReasonTimeout
+		}
+	}
+	if !a.stopped.IsZero() {
+		a.rep.Stopped = a.now().Sub(a.stopped)
+	}
+	if a.rep.Attached && a.rep.Reason != ReasonVanished && a.rep.Reason != ReasonTimeout {
+		a.undoStop()
+	}
+}
+
+func (a *attach) session() error {
+	if err := a.t.seize(); err != nil {
+		return a.seizeError(err)
+	}
+	a.rep.Attached = true
+	if err := a.t.interrupt(); err != nil {
+		return fmt.Errorf("interrupt: %w", err)
+	}
+	if err := a.untilEventStop(stopWait); err != nil {
+		return err
+	}
+	if err := a.parked(); err != nil {
+		return err
+	}
+	if err := a.toEntry(); err != nil {
+		return err
+	}
+	// From here on the thread is at a syscall-entry stop with its own call.
+	if err := a.checkEntry(); err != nil {
+		return a.leaveEntry(err)
+	}
+	return a.batch()
+}
+
+func (a *attach) seizeError(err error) error {
+	if !errors.Is(err, errPerm) {
+		return fmt.Errorf("seize thread %d: %w", a.p.tid, err)
+	}
+	st, serr := a.f.thread()
+	switch {
+	case serr != nil:
+		return fmt.Errorf("seize thread %d: %w", a.p.tid, errGone)
+	case st.TracerPid != 0:
+		return no(ReasonTraced, "by process %d", st.TracerPid)
+	case st.State == procfs.StateZombie || st.State == procfs.StateDead:
+		return no(ReasonBusy, "thread %d has just exited", st.Tgid)
+	}
+	return no(ReasonNoPermission, "seize thread %d: %v", a.p.tid, err)
+}
+
+// wait waits for the next stop and notes when the first one came.
+func (a *attach) wait(d time.Duration) (stop, error) {
+	s, err := a.t.wait(d)
+	if err != nil {
+		return s, err
+	}
+	if s.kind == stopGone {
+		return s, errGone
+	}
+	if a.stopped.IsZero() {
+		a.stopped = a.now()
+	}
+	return s, nil
+}
+
+// untilEventStop waits for the event stop that an interrupt asked for. What comes before is passed on or ends the attach.
+func (a *attach) untilEventStop(d time.Duration) error {
+	for {
+		s, err := a.wait(d)
+		if err != nil {
+			return fmt.Errorf("wait for the event stop: %w", err)
+		}
+		switch s.kind {
+		case stopEvent:
+			return nil
+		case stopSignal:
+			sig, err := a.signal(s.sig)
+			if err != nil {
+				return err
+			}
+			// The interrupt is still pending: the kernel looks at traps before signals (get_signal()).
+			if err := a.t.cont(sig); err != nil {
+				return fmt.Errorf("pass on signal %d: %w", s.sig, err)
+			}
+		default:
+			return a.surprise(s)
+		}
+	}
+}
+
+// surprise ends the attach at a stop that nothing can be done with.
+func (a *attach) surprise(s stop) error {
+	if err := a.letGo(0); err != nil {
+		return err
+	}
+	if s.kind == stopGroup {
+		a.otherStop = !a.insideStop
+		return no(ReasonStopped, "by signal %d", s.sig)
+	}
+	return no(ReasonInternal, "unexpected %v", s)
+}
+
+// signal decides about a signal that is being delivered: the signal to resume with, or, after letting PID 1 go with it, the
+// error that ends the attach.
+//
+// A traced thread is shown signals that it would never have got: the kernel drops ignored ones when they are sent, unless
+// the receiver is traced (sig_ignored() in kernel/signal.c), and for a namespace's init that means everything without a
+// handler. Passing such a signal on has it dropped now (get_signal()). SIGSTOP is the exception: it works on init once it
+// is in the queue, so that one from inside, which would have been dropped, must be dropped by us.
+func (a *attach) signal(sig int) (resume int, err error) {
+	if err := a.legal(); err != nil {
+		return 0, err
+	}
+	a.signals++
+	end := func(why string) (int, error) {
+		if err := a.letGo(sig); err != nil {
+			return 0, err
+		}
+		return 0, no(ReasonSignal, "signal %d: %s", sig, why)
+	}
+	if sig == sigStop {
+		if !a.p.isInit {
+			return end("delivered")
+		}
+		info, err := a.t.sigInfo()
+		if err != nil {
+			return 0, fmt.Errorf("look at SIGSTOP: %w", err)
+		}
+		if info.fromOutside() {
+			a.otherStop = true
+			return end("delivered")
+		}
+		a.insideStop = true
+		sig = 0
+	} else {
+		st, err := a.f.thread()
+		if err != nil {
+			return 0, fmt.Errorf("look at signal %d: %w", sig, errGone)
+		}
+		if st.SigCgt.Has(sig) {
+			return end("delivered to its handler")
+		}
+		if !a.p.isInit && !st.SigIgn.Has(sig) && sig != sigChld && sig != sigCont && sig != sigURG && sig != sigWinch {
+			return end("delivered")
+		}
+	}
+	if a.signals > maxSignals {
+		return end("more than this attach can take")
+	}
+	return sig, nil
+}
+
+// parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
+func (a *attach) parked() error {
+	if err := a.f.sameProcess(); err != nil {
+		return a.leave(err)
+	}
+	var r registers
+	if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
+		return a.leave(no(ReasonNotNative, "%v", err))
+	} else if err != nil {
+		return fmt.Errorf("get registers: %w", err)
+	}
+	if !r.native() {
+		return a.leave(no(ReasonNotNative, "code segment %#x", r.Cs))
+	}
+	c := classifyCall(r.nr(), r.args())
+	code, ok := r.restartCode(c)
+	if !ok {
+		return a.leave(no(ReasonBusy, "thread %d was not parked any more", a.p.tid))
+	}
+	if covers(&a.p, c.waits) || c.class == classUnsafe {
+		// It has moved on since we looked. Its restart is the kernel's business.
+		return a.leave(no(ReasonUnsafeSyscall, "%s", c.name))
+	}
+	a.call, a.code, a.entry = c, code, r
+	a.rep.Syscall = c.name
+	if r.result() != code {
+		r = r.withResult(code)
+		if err := a.t.setRegs(&r); err != nil {
+			return fmt.Errorf("set registers for a restart of %s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// toEntry resumes the thread up to its next syscall-entry stop.
+func (a *attach) toEntry() error {
+	sig := 0
+	for {
+		if err := a.t.syscall(sig); err != nil {
+			return fmt.Errorf("resume to the syscall-entry stop: %w", err)
+		}
+		s, err := a.wait(stopWait)
+		if errors.Is(err, errStuck) {
+			// Frozen in the meantime, most likely: a frozen thread still makes event stops.
+			if err := a.t.interrupt(); err != nil {
+				return fmt.Errorf("interrupt: %w", err)
+			}
+			if err := a.untilEventStop(stopWait); err != nil {
+				return err
+			}
+			return a.leave(no(ReasonFrozen, "thread %d did not come back to its system call", a.p.tid))
+		}
+		if err != nil {
+			return fmt.Errorf("wait for the syscall-entry stop: %w", err)
+		}
+		switch s.kind {
+		case stopSyscall:
+			a.rewinding = false
+			return nil
+		case stopEvent: // a SIGCONT that PID 1 had no use for
+			if err := a.legal(); err != nil {
+				return err
+			}
+			if a.signals++; a.signals > maxSignals {
+				return a.leave(no(ReasonSignal, "SIGCONT: more than this attach can take"))
+			}
+			sig = 0
+		case stopSignal:
+			if sig, err = a.signal(s.sig); err != nil {
+				return err
+			}
+		default:
+			return a.surprise(s)
+		}
+	}
+}
+
+// legal makes sure that the registers are good for the kernel's signal path: with those of back a signal's handler would
+// run and the call would then be entered anew, where it has to end with EINTR.
+func (a *attach) legal() error {
+	if !a.rewinding {
+		return nil
+	}
+	if err := a.t.setRegs(&a.resume); err != nil {
+		return fmt.Errorf("restore registers: %w", err)
+	}
+	a.rewinding = false
+	return nil
+}
+
+// checkEntry verifies the first syscall-entry stop and takes down the registers.
+func (a *attach) checkEntry() error {
+	info, err := a.t.syscallInfo()
+	if err != nil {
+		return fmt.Errorf("get syscall info: %w", err)
+	}
+	if info.op != opEntry {
+		return no(ReasonInternal, "expected a syscall-entry stop, got kind %d", info.op)
+	}
+	if info.arch != auditArch {
+		return no(ReasonNotNative, "system call of architecture %#x", info.arch)
+	}
+	parked := a.entry
+	if err := a.t.getRegs(&a.entry); err != nil {
+		return fmt.Errorf("get registers: %w", err)
+	}
+	want := parked.nr()
+	if a.code == errRestartBlock {
+		want = nrRestartSyscall
+	}
+	if a.entry.nr() != want || a.entry.args() != parked.args() {
+		return no(ReasonBusy, "%s became call %d", a.call.name, a.entry.nr())
+	}
+	end := a.code
+	if a.call.plainEINTR && !a.call.endless {
+		// Issued again, its relative time-out would start anew, and a busy leak could keep PID 1 from ever seeing it
+		// elapse. So it gets the EINTR that any stop gives.
+		end = resultEINTR
+	}
+	a.resume = a.entry.withResult(end)
+	a.back = a.entry.rewound()
+
+	st, err := a.f.thread()
+	if err != nil {
+		return fmt.Errorf("look at thread %d: %w", a.p.tid, errGone)
+	}
+	if sigchldPending(st, a.p.blocked) {
+		return no(ReasonSigchldPending, "at the syscall-entry stop")
+	}
+	if st.Seccomp == procfs.SeccompStrict {
+		return no(ReasonSeccompStrict, "thread %d", a.p.tid)
+	}
+	a.filtered = st.Seccomp != procfs.SeccompDisabled
+	return nil
+}
+
+// sigchldPending reports whether PID 1 has a SIGCHLD coming that it will notice.
+func sigchldPending(st procfs.Status, blocked procfs.SignalSet) bool {
+	return (st.SigPnd | st.ShdPnd).Has(sigChld) && (st.SigCgt | st.SigBlk | blocked).Has(sigChld)
+}
+
+// batch reaps one zombie after the other, beginning at the syscall-entry stop, and lets go.
+func (a *attach) batch() error {
+	atEntry := true // else at the exit stop of the last waitid, with the registers of resume
+	var last time.Duration
+	for i, todo := range a.p.todo {
+		if !todo {
+			continue
+		}
+		began := a.now()
+		// The first is tried in any case, or a small budget would never get anywhere.
+		if last > 0 && began.Sub(a.stopped)+last > a.p.maxStop {
+			break
+		}
+		if why := a.f.zombie(i, false); why != "" {
+			a.refuse(i, why)
+			continue
+		}
+		if !atEntry {
+			if err := a.reenter(); err != nil {
+				return err
+			}
+			atEntry = true
+		}
+		tried, err := a.reap(i)
+		if err != nil && !tried {
+			return a.leaveEntry(err)
+		}
+		if err != nil {
+			return err
+		}
+		atEntry = !tried
+		last = max(last, a.now().Sub(began))
+	}
+	if atEntry {
+		return a.leaveEntry(nil)
+	}
+	return a.leaveExit()
+}
+
+// reenter brings the thread from the exit stop of waitid to the entry stop of its own call.
+func (a *attach) reenter() error {
+	if err := a.t.setRegs(&a.back); err != nil {
+		return fmt.Errorf("rewind: %w", err)
+	}
+	a.rewinding = true
+	if err := a.toEntry(); err != nil {
+		return err
+	}
+	// One instruction of PID 1 has run, and another thread can have written a different one there.
+	info, err := a.t.syscallInfo()
+	if err != nil {
+		return fmt.Errorf("get syscall info: %w", err)
+	}
+	if err := a.t.getRegs(&a.swap); err != nil {
+		return fmt.Errorf("get registers: %w", err)
+	}
+	if info.op != opEntry || info.arch != auditArch || !a.swap.sameCall(&a.entry) {
+		return a.leaveEntry(no(ReasonInternal, "%s did not come back", a.call.name))
+	}
+	return nil
+}
+
+// reap makes the thread wait for zombie i. tried says that waitid has run: the thread is at its exit stop, with registers
+// that restart its own call. Otherwise it is at the entry stop, untouched.
+func (a *attach) reap(i int) (tried bool, err error) {
+	// Only now, and only until the exit stop: PID 1 executes nothing of its own in between. Set at the attach, it would
+	// let PID 1 run without its filter until the first stop.
+	if a.filtered {
+		if err := a.t.suspendSeccomp(true); errors.Is(err, errGone) {
+			return false, err
+		} else if err != nil {
+			return false, no(ReasonSeccompFilter, "suspend: %v", err)
+		}
+	}
+	nr, args := waitidCall(int(a.p.reapers[i]))
+	a.swap = a.entry.withCall(nr, args)
+	if err := a.t.setRegs(&a.swap); err != nil {
+		return false, errors.Join(fmt.Errorf("swap in waitid: %w", err), a.unswap())
+	}
+	if a.p.threads > 1 {
+		// Another thread may have reaped it since we looked, and its number may have a new owner.
+		if why := a.f.zombie(i, true); why != "" {
+			if err := a.unswap(); err != nil {
+				return false, err
+			}
+			a.refuse(i, why)
+			return false, nil
+		}
+	}
+	if err := a.t.syscall(0); err != nil {
+		return false, errors.Join(fmt.Errorf("run waitid: %w", err), a.unswap())
+	}
+	s, err := a.wait(swapWait)
+	if err != nil {
+		return true, fmt.Errorf("wait for the exit of waitid: %w", err)
+	}
+	info, ierr := a.t.syscallInfo()
+	if err := a.t.setRegs(&a.resume); err != nil {
+		return true, fmt.Errorf("restore registers: %w", err)
+	}
+	if a.filtered {
+		if err := a.t.suspendSeccomp(false); err != nil {
+			return true, fmt.Errorf("resume seccomp: %w", err)
+		}
+	}
+	if ierr != nil {
+		return true, fmt.Errorf("get syscall info: %w", ierr)
+	}
+	if s.kind != stopSyscall || info.op != opExit {
+		return true, a.surprise(s)
+	}
+	a.judge(i, info.value)
+	return true, nil
+}
+
+// unswap puts the thread's own call back at the entry stop.
+func (a *attach) unswap() error {
+	if err := a.t.setRegs(&a.entry); err != nil {
+		return fmt.Errorf("restore registers: %w", err)
+	}
+	if a.filtered {
+		if err := a.t.suspendSeccomp(false); err != nil {
+			return fmt.Errorf("resume seccomp: %w", err)
+		}
+	}
+	return nil
+}
+
+// judge records what waitid made of zombie i. It returns 0 for a child that it did not take as well, so that /proc decides.
+func (a *attach) judge(i int, value int64) {
+	gone := a.f.gone(i)
+	switch {
+	case value == 0 && gone:
+		a.rep.Results[i].Outcome, a.rep.Results[i].Reason = Reaped, ""
+	case value == 0:
+		a.refuse(i, ReasonNotZombie)
+	case value == resultECHILD && gone:
+		a.refuse(i, ReasonVanished)
+	case value == resultECHILD:
+		a.refuse(i, ReasonNotAChild)
+	default:
+		a.refuse(i, ReasonInternal)
+		a.rep.Detail = fmt.Sprintf("waitid for process %d returned %d", a.rep.Results[i].PID, value)
+	}
+}
+
+func (a *attach) refuse(i int, why Reason) {
+	a.rep.Results[i].Outcome, a.rep.Results[i].Reason = outcomeOf(why), why
+}
+
+func outcomeOf(why Reason) Outcome {
+	if why == ReasonVanished {
+		return Vanished
+	}
+	return Refused
+}
+
+// leave lets go at an event stop and returns why, which may be nil.
+func (a *attach) leave(why error) error {
+	if err := a.legal(); err != nil {
+		return err
+	}
+	if err := a.repair(); err != nil {
+		return err
+	}
+	if err := a.scrub(); err != nil {
+		return err
+	}
+	if !a.released {
+		if err := a.letGo(0); err != nil {
+			return err
+		}
+	}
+	return why
+}
+
+// repair hides the stop from an endless call that gives EINTR on any. One with a time-out keeps the EINTR.
+func (a *attach) repair() error {
+	var r registers
+	if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("get registers: %w", err)
+	}
+	if !r.native() {
+		return nil
+	}
+	c := classifyCall(r.nr(), r.args())
+	if !c.plainEINTR {
+		return nil
+	}
+	want := r.result()
+	switch {
+	case want == resultEINTR && c.endless:
+		want = errRestartNoHand
+	case want == errRestartNoHand && !c.endless: // our own doing
+		want = resultEINTR
+	}
+	if want == r.result() {
+		return nil
+	}
+	r = r.withResult(want)
+	if err := a.t.setRegs(&r); err != nil {
+		return fmt.Errorf("repair %s: %w", c.name, err)
+	}
+	return nil
+}
+
+// leaveEntry lets go at a syscall-entry stop with the thread's own call in place: the call is entered with an interrupt
+// pending and ends at once the way it ends at any stop, in an event stop. A detach right here would do the same without
+// the event stop, and epoll_wait's EINTR could not be repaired.
+func (a *attach) leaveEntry(why error) error {
+	if errors.Is(why, errGone) || a.released {
+		return why
+	}
+	if a.filtered {
+		if err := a.t.suspendSeccomp(false); err != nil {
+			return fmt.Errorf("resume seccomp: %w", err)
+		}
+	}
+	if err := a.toEventStop(0); err != nil {
+		return err
+	}
+	return a.leave(why)
+}
+
+// leaveExit lets go at the exit stop of waitid, with the registers of resume in place. The detach sends the thread through
+// the kernel's signal path (__ptrace_unlink() kicks it), which restarts the call or ends it with EINTR for a handler.
+func (a *attach) leaveExit() error {
+	inside, _, err := a.t.pendingStops()
+	if err != nil {
+		return fmt.Errorf("look at pending signals: %w", err)
+	}
+	if inside == 0 || !a.p.isInit {
+		return a.letGo(0)
+	}
+	if err := a.toEventStop(0); err != nil {
+		return err
+	}
+	return a.leave(nil)
+}
+
+// toEventStop resumes the thread with a signal and brings it to an event stop inside the kernel's signal path.
+func (a *attach) toEventStop(sig int) error {
+	if err := a.t.interrupt(); err != nil {
+		return fmt.Errorf("interrupt: %w", err)
+	}
+	if err := a.t.cont(sig); err != nil {
+		return fmt.Errorf("resume to the event stop: %w", err)
+	}
+	return a.untilEventStop(stopWait)
+}
+
+// scrub takes SIGSTOPs from inside the namespace out of the queue. Without us they would have been dropped when they were
+// sent; left there, they would stop PID 1 as soon as it is let go. To be called at an event stop, and ends at one unless
+// the thread has been released.
+func (a *attach) scrub() error {
+	if !a.p.isInit {
+		return nil
+	}
+	for range maxScrubs {
+		inside, outside, err := a.t.pendingStops()
+		if err != nil {
+			return fmt.Errorf("look at pending signals: %w", err)
+		}
+		if outside > 0 {
+			a.otherStop = true
+			return nil
+		}
+		if inside == 0 {
+			return nil
+		}
+		a.insideStop = true
+		if err := a.t.cont(0); err != nil {
+			return fmt.Errorf("resume to the delivery of SIGSTOP: %w", err)
+		}
+		s, err := a.wait(scrubWait)
+		if errors.Is(err, errStuck) {
+			// Another thread has taken it.
+			if err := a.t.interrupt(); err != nil {
+				return fmt.Errorf("interrupt: %w", err)
+			}
+			if err := a.untilEventStop(stopWait); err != nil {
+				return err
+			}
+			if err := a.repair(); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for the delivery of SIGSTOP: %w", err)
+		}
+		sig := 0
+		switch s.kind {
+		case stopEvent:
+			continue
+		case stopSignal:
+			if sig, err = a.signal(s.sig); err != nil {
+				return err
+			}
+		default:
+			return a.surprise(s)
+		}
+		if err := a.toEventStop(sig); err != nil {
+			return err
+		}
+	}
+	return nil // undoStop does the rest
+}
+
+// letGo detaches with a signal.
+func (a *attach) letGo(sig int) error {
+	if err := a.legal(); err != nil {
+		return err
+	}
+	if err := a.t.detach(sig); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	a.released = true
+	return nil
+}
+
+// undoStop looks, after the detach, whether a SIGSTOP from inside has slipped into the queue at the last moment, and takes
+// it back: SIGCONT removes what is pending and wakes what is stopped (signal(7)). A stop from outside is left alone as far
+// as it can be told.
+func (a *attach) undoStop() {
+	if !a.p.isInit || a.otherStop {
+		return
+	}
+	for range 20 {
+		st, err := a.f.thread()
+		if err != nil {
+			return
+		}
+		if (st.SigPnd | st.ShdPnd).Has(sigStop) || st.State == procfs.StateStopped {
+			_ = a.t.sendCont()
+			return
+		}
+		if st.State != procfs.StateRunning {
+			return // parked again: it has gone through its signals
+		}
+	}
+}

@@ -1,0 +1,30 @@
+package tracer
+
+import (
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
+
+// Harden prepares the process for being a tracer whose sudden end would harm its tracee: it must not be ended by a signal
+// that can be ignored, nor by the OOM killer, nor wait for its own memory. All of it is best effort: an unprivileged
+// worker can do none of it and works all the same.
+func Harden() {
+	// SIGCHLD stays as it is: its disposition is part of how wait(2) works. The first thread, which traces, has every
+	// signal blocked; the others of the runtime take those that cannot be ignored.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGUSR1,
+		unix.SIGUSR2, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGPROF,
+		unix.SIGIO, unix.SIGPWR)
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil)
+
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	// On fault, or the Go runtime's reservations would all become memory (mlock2(2), Linux 4.4).
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	// Naps of 50 µs are meant as such: the default slack is 50 µs (PR_SET_TIMERSLACK(2const)).
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+}

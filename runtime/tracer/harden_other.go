@@ -1,0 +1,6 @@
+//go:build !linux
+
+package tracer
+
+// Harden does nothing here.
+func Harden() {}

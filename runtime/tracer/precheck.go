@@ -1,0 +1,329 @@
+package tracer
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// maxThreads is how many threads of PID 1 are looked at. A process with more is declined: a thread that waits for the
+// zombie could be among the rest.
+const maxThreads = 4096
+
+// observer looks at PID 1 and its zombies without touching them.
+type observer struct {
+	raw    fs.FS // root of the proc file system
+	cgroup fs.FS // where the cgroup file systems are mounted, /sys/fs/cgroup
+	proc   *procfs.FS
+}
+
+func newObserver(proc, cgroup fs.FS) *observer {
+	return &observer{raw: proc, cgroup: cgroup, proc: procfs.New(proc)}
+}
+
+// examine checks everything that can be checked before PID 1 is touched. It returns the plan of the attach, and fills in
+// the results of zombies that will not be tried; if none is left, the plan has no thread. The error is a *declined that
+// speaks of the whole request.
+func (o *observer) examine(req Request, results []Result) (plan, error) {
+	p := plan{
+		todo:    make([]bool, len(req.Zombies)),
+		reapers: make([]procfs.NSPID, len(req.Zombies)),
+		maxStop: req.MaxStop,
+	}
+	if p.maxStop == 0 {
+		p.maxStop = DefaultMaxStop
+	}
+	stat, err := o.proc.Stat(req.PID)
+	if err != nil {
+		return p, lookupError(err)
+	}
+	switch {
+	case stat.StartTime != req.StartTime:
+		return p, no(ReasonVanished, "process %d started at %d, not at %d", req.PID, stat.StartTime, req.StartTime)
+	case stat.Zombie() || stat.State == procfs.StateDead:
+		return p, no(ReasonExiting, "process %d is in state %v", req.PID, stat.State)
+	}
+	status, err := o.proc.Status(req.PID)
+	if err != nil {
+		return p, lookupError(err)
+	}
+	if len(status.NSpid) == 0 {
+		return p, no(ReasonInternal, "no NSpid in the status of process %d (Linux 4.1)", req.PID)
+	}
+	level := status.Level()
+	p.level, p.isInit = level, status.NSpid[level] == 1
+	if where := o.frozen(req.PID); where != "" {
+		return p, no(ReasonFrozen, "%s", where)
+	}
+
+	left := batchSize(p.maxStop)
+	for i, z := range req.Zombies {
+		p.reapers[i] = z.NSPID
+		if left == 0 {
+			continue
+		}
+		if why := o.zombie(req.PID, level, z); why != "" {
+			results[i].Outcome, results[i].Reason = outcomeOf(why), why
+			continue
+		}
+		p.todo[i] = true
+		left--
+	}
+	return p, o.threads(req, &p, results)
+}
+
+// batchSize is how many zombies are worth preparing for a stop of that length.
+func batchSize(maxStop time.Duration) int {
+	const quickest = 10 * time.Microsecond // the two stops that each takes are not to be had in less
+	return max(1, min(MaxBatch, int(maxStop/quickest)))
+}
+
+// zombie says why z may not be reaped by process parent, whose own PID-namespace level is level.
+func (o *observer) zombie(parent procfs.HostPID, level int, z Zombie) Reason {
+	stat, err := o.proc.Stat(z.PID)
+	if why := zombieStat(stat, err, parent, z); why != "" {
+		return why
+	}
+	status, err := o.proc.Status(z.PID)
+	return zombieStatus(status, err, level, z)
+}
+
+func zombieStat(s procfs.Stat, err error, parent procfs.HostPID, z Zombie) Reason {
+	switch {
+	case errors.Is(err, procfs.ErrVanished):
+		return ReasonVanished
+	case err != nil:
+		return ReasonInternal
+	case s.StartTime != z.StartTime || s.Vanishing():
+		return ReasonVanished
+	case s.PPID != parent:
+		return ReasonWrongParent
+	case s.State == procfs.StateDead:
+		return ReasonVanished
+	case s.State != procfs.StateZombie:
+		return ReasonNotZombie
+	case s.NumThreads > 1:
+		return ReasonLiveThreads
+	}
+	return ""
+}
+
+func zombieStatus(s procfs.Status, err error, level int, z Zombie) Reason {
+	switch {
+	case errors.Is(err, procfs.ErrVanished):
+		return ReasonVanished
+	case err != nil:
+		return ReasonInternal
+	case s.TracerPid != 0:
+		return ReasonZombieTraced
+	}
+	if nspid, ok := s.At(level); !ok || nspid != z.NSPID {
+		return ReasonWrongNSPID
+	}
+	return ""
+}
+
+// threads looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses the thread to stop.
+func (o *observer) threads(req Request, p *plan, results []Result) error {
+	tids, err := o.proc.Threads(req.PID)
+	if err != nil {
+		return lookupError(err)
+	}
+	if len(tids) > maxThreads {
+		return no(ReasonBusy, "%d threads, more than are looked at (%d)", len(tids), maxThreads)
+	}
+	p.threads = len(tids)
+
+	type candidate struct {
+		tid  procfs.HostPID
+		call call
+	}
+	var (
+		cands    []candidate
+		waits    []waitTarget
+		unsafe   string // a call that a thread is in and may not be interrupted in
+		strict   bool
+		pending  procfs.SignalSet
+		consider procfs.SignalSet // caught by the process or blocked by a thread
+	)
+	for _, tid := range tids {
+		st, err := o.proc.ThreadStatus(req.PID, tid)
+		if errors.Is(err, procfs.ErrVanished) {
+			continue
+		} else if err != nil {
+			return lookupError(err)
+		}
+		if st.TracerPid != 0 {
+			return no(ReasonTraced, "thread %d by process %d", tid, st.TracerPid)
+		}
+		pending |= st.SigPnd | st.ShdPnd
+		consider |= st.SigCgt | st.SigBlk
+		p.blocked |= st.SigBlk
+		switch st.State {
+		case procfs.StateStopped, procfs.StateTracingStop:
+			return no(ReasonStopped, "thread %d is in state %v", tid, st.State)
+		case procfs.StateZombie, procfs.StateDead:
+			continue // a leader that has exited can be waited for through its siblings
+		}
+		sc, err := o.proc.ThreadSyscall(req.PID, tid)
+		if errors.Is(err, procfs.ErrVanished) {
+			continue
+		} else if err != nil {
+			return lookupError(err)
+		}
+		if sc.Running || sc.Nr < 0 {
+			continue
+		}
+		c := classifyCall(sc.Nr, sc.Args)
+		if c.waits.isFD {
+			c.waits = o.pidfdTarget(req.PID, c.waits.fd, req.Zombies)
+			if c.waits.any {
+				c.class = classUnsafe
+			}
+		}
+		if c.waits != (waitTarget{}) {
+			waits = append(waits, c.waits)
+		}
+		switch {
+		case st.Seccomp == procfs.SeccompStrict:
+			strict = true
+		case c.class == classUnsafe || st.State != procfs.StateSleeping:
+			unsafe = c.name
+		default:
+			cands = append(cands, candidate{tid, c})
+		}
+	}
+	if pending.Has(sigChld) && consider.Has(sigChld) {
+		return no(ReasonSigchldPending, "before the attach")
+	}
+
+	remaining := 0
+	for i, z := range req.Zombies {
+		if !p.todo[i] {
+			continue
+		}
+		for _, w := range waits {
+			if w.any || w.nspid == z.NSPID {
+				p.todo[i] = false
+				results[i].Outcome, results[i].Reason = Refused, ReasonWaiting
+				break
+			}
+		}
+		if p.todo[i] {
+			remaining++
+		}
+	}
+	if remaining == 0 {
+		return nil
+	}
+
+	// Among equals a thread other than the leader: whether the kernel queues ignored signals sent to the process depends
+	// on the leader being traced (prepare_signal() in kernel/signal.c is given the leader), so that PID 1 is shown fewer.
+	var best candidate
+	for _, c := range cands {
+		if covers(p, c.call.waits) {
+			unsafe = c.call.name
+			continue
+		}
+		if best.tid == 0 || c.call.class < best.call.class || c.call.class == best.call.class && best.tid == req.PID {
+			best = c
+		}
+	}
+	switch {
+	case best.tid != 0:
+		p.tid, p.call = best.tid, best.call
+		return nil
+	case strict:
+		return no(ReasonSeccompStrict, "no thread without it")
+	case unsafe != "":
+		return no(ReasonUnsafeSyscall, "%s", unsafe)
+	}
+	return no(ReasonBusy, "none of %d threads is parked", len(tids))
+}
+
+// covers reports whether a wait would take one of the zombies that are to be reaped.
+func covers(p *plan, w waitTarget) bool {
+	if w.any || w.isFD {
+		return true
+	}
+	for i, pid := range p.reapers {
+		if p.todo[i] && w.nspid == pid {
+			return true
+		}
+	}
+	return false
+}
+
+// pidfdTarget says which of the zombies a wait by pidfd is for: all of them if it cannot be told. The pidfd's fdinfo has
+// the PID as the reader's own namespace knows it (pidfd_open(2), Linux 5.3).
+func (o *observer) pidfdTarget(pid procfs.HostPID, fd int, zombies []Zombie) waitTarget {
+	data, err := fs.ReadFile(o.raw, path.Join(pid.String(), "fdinfo", strconv.Itoa(fd)))
+	if err != nil {
+		return waitTarget{any: true}
+	}
+	for line := range bytes.Lines(data) {
+		val, ok := bytes.CutPrefix(line, []byte("Pid:"))
+		if !ok {
+			continue
+		}
+		n, err := strconv.Atoi(string(bytes.TrimSpace(val)))
+		if err != nil || n <= 0 {
+			break
+		}
+		for _, z := range zombies {
+			if z.PID == procfs.HostPID(n) {
+				return waitTarget{nspid: z.NSPID}
+			}
+		}
+		return waitTarget{} // for a child that nobody asked us to reap
+	}
+	return waitTarget{any: true}
+}
+
+// frozen returns the freezer file that says that the process is frozen, or "". Files that cannot be read say nothing: a
+// thread that does not stop is noticed in any case.
+func (o *observer) frozen(pid procfs.HostPID) string {
+	groups, err := o.proc.Cgroups(pid)
+	if err != nil {
+		return ""
+	}
+	for _, g := range groups {
+		rel := strings.TrimPrefix(path.Clean("/"+g.Path), "/")
+		switch {
+		case g.Hierarchy == 0:
+			// The unified hierarchy is mounted on a directory of its own where v1 is in use as well.
+			for _, root := range []string{"", "unified"} {
+				name := path.Join(root, rel, "cgroup.events")
+				data, err := fs.ReadFile(o.cgroup, name)
+				if err == nil && bytes.Contains(append([]byte("\n"), data...), []byte("\nfrozen 1\n")) {
+					return name
+				}
+			}
+		case slices.Contains(g.Controllers, "freezer"):
+			name := path.Join("freezer", rel, "freezer.state")
+			data, err := fs.ReadFile(o.cgroup, name)
+			if state := strings.TrimSpace(string(data)); err == nil && state != "THAWED" {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// lookupError turns an error of a /proc file of PID 1 into the reason for declining.
+func lookupError(err error) error {
+	switch {
+	case errors.Is(err, procfs.ErrVanished):
+		return no(ReasonVanished, "%v", err)
+	case errors.Is(err, fs.ErrPermission):
+		return no(ReasonNoPermission, "%v", err)
+	}
+	return no(ReasonInternal, "%v", err)
+}

@@ -1,0 +1,388 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// spinFor is how long a stop is awaited by asking again and again. A stop that comes at all comes within microseconds;
+// sleeping would add the time that it takes to be woken, and PID 1 stands still meanwhile.
+const (
+	spinFor = 500 * time.Microsecond
+	napFor  = 50 * time.Microsecond
+)
+
+const (
+	ntPRStatus         = 1   // NT_PRSTATUS (include/uapi/linux/elf.h)
+	peekShared         = 1   // PTRACE_PEEKSIGINFO_SHARED (include/uapi/linux/ptrace.h)
+	siginfoSize        = 128 // SI_MAX_SIZE (include/uapi/asm-generic/siginfo.h)
+	peekBatch          = 32
+	maxPeeks           = 32
+	optSuspendSeccomp  = 1 << 21 // PTRACE_O_SUSPEND_SECCOMP (ptrace(2), Linux 4.3)
+	syscallInfoMaxSize = 88      // struct ptrace_syscall_info of Linux 5.3, the largest member of its union included
+)
+
+// thread is a tracee in the real kernel. All its calls must come from one OS thread: a ptrace relation belongs to it.
+type thread struct {
+	tid  int
+	tgid int
+
+	// Buffers that the kernel writes to, here so that no call allocates.
+	status uint32
+	iov    unix.Iovec
+	info   [syscallInfoMaxSize]byte
+	sig    [siginfoSize]byte
+	peek   struct {
+		off   uint64
+		flags uint32
+		nr    int32
+	}
+	peeked [peekBatch * siginfoSize]byte
+}
+
+func (t *thread) ptrace(req int, addr, data uintptr) (int, error) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(req), uintptr(t.tid), addr, data, 0, 0)
+	switch errno {
+	case 0:
+		return int(r), nil
+	case unix.ESRCH:
+		return 0, errGone
+	case unix.EPERM:
+		return 0, fmt.Errorf("%w: %w", errPerm, errno)
+	}
+	return 0, errno
+}
+
+func (t *thread) seize() error {
+	_, err := t.ptrace(unix.PTRACE_SEIZE, 0, unix.PTRACE_O_TRACESYSGOOD)
+	return err
+}
+
+func (t *thread) interrupt() error {
+	_, err := t.ptrace(unix.PTRACE_INTERRUPT, 0, 0)
+	return err
+}
+
+func (t *thread) cont(sig int) error {
+	_, err := t.ptrace(unix.PTRACE_CONT, 0, uintptr(sig))
+	return err
+}
+
+func (t *thread) syscall(sig int) error {
+	_, err := t.ptrace(unix.PTRACE_SYSCALL, 0, uintptr(sig))
+	return err
+}
+
+func (t *thread) detach(sig int) error {
+	_, err := t.ptrace(unix.PTRACE_DETACH, 0, uintptr(sig))
+	return err
+}
+
+func (t *thread) suspendSeccomp(on bool) error {
+	// PTRACE_SETOPTIONS replaces all options.
+	opts := uintptr(unix.PTRACE_O_TRACESYSGOOD)
+	if on {
+		opts |= optSuspendSeccomp
+	}
+	_, err := t.ptrace(unix.PTRACE_SETOPTIONS, 0, opts)
+	return err
+}
+
+func (t *thread) wait(d time.Duration) (stop, error) {
+	var began time.Time
+	for {
+		// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
+		r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), uintptr(unsafe.Pointer(&t.status)),
+			unix.WNOHANG|unix.WALL, 0, 0, 0)
+		switch {
+		case errno == unix.ECHILD:
+			return stop{}, errGone // released: another thread has called execve(2) (ptrace(2), "execve(2) under ptrace")
+		case errno != 0 && errno != unix.EINTR:
+			return stop{}, fmt.Errorf("wait for thread %d: %w", t.tid, errno)
+		case errno == 0 && int(r) == t.tid:
+			return classify(t.status), nil
+		}
+		now := time.Now()
+		if began.IsZero() {
+			began = now
+		}
+		switch waited := now.Sub(began); {
+		case waited > d:
+			return stop{}, errStuck
+		case waited > spinFor:
+			ts := unix.NsecToTimespec(int64(napFor))
+			_ = unix.Nanosleep(&ts, nil)
+		default:
+			// With one CPU the thread cannot get anywhere while we ask.
+			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		}
+	}
+}
+
+func (t *thread) getRegs(r *registers) error {
+	t.iov.Base = (*byte)(unsafe.Pointer(r))
+	t.iov.SetLen(int(unsafe.Sizeof(*r)))
+	_, err := t.ptrace(unix.PTRACE_GETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
+	if err != nil {
+		return err
+	}
+	if uintptr(t.iov.Len) != unsafe.Sizeof(*r) {
+		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
+	}
+	return nil
+}
+
+func (t *thread) setRegs(r *registers) error {
+	t.iov.Base = (*byte)(unsafe.Pointer(r))
+	t.iov.SetLen(int(unsafe.Sizeof(*r)))
+	_, err := t.ptrace(unix.PTRACE_SETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
+	return err
+}
+
+// syscallInfo reads struct ptrace_syscall_info (include/uapi/linux/ptrace.h): op, 3 bytes of padding, arch, instruction
+// pointer and stack pointer of 8 bytes each, then at 24 the number (entry) or the result (exit).
+func (t *thread) syscallInfo() (syscallInfo, error) {
+	t.info = [syscallInfoMaxSize]byte{}
+	_, err := t.ptrace(unix.PTRACE_GET_SYSCALL_INFO, uintptr(len(t.info)), uintptr(unsafe.Pointer(&t.info)))
+	if err != nil {
+		return syscallInfo{}, err
+	}
+	si := syscallInfo{op: t.info[0], arch: *(*uint32)(unsafe.Pointer(&t.info[4]))}
+	v := *(*int64)(unsafe.Pointer(&t.info[24]))
+	if si.op == opExit {
+		si.value = v
+	} else {
+		si.nr = v
+	}
+	return si, nil
+}
+
+func (t *thread) sigInfo() (sigInfo, error) {
+	_, err := t.ptrace(unix.PTRACE_GETSIGINFO, 0, uintptr(unsafe.Pointer(&t.sig)))
+	if err != nil {
+		return sigInfo{}, err
+	}
+	_, info := parseSiginfo(t.sig[:])
+	return info, nil
+}
+
+// parseSiginfo reads siginfo_t of a 64-bit architecture: signo, errno and code of 4 bytes each, 4 bytes of padding, then the
+// sender's PID for the codes that have one (include/uapi/asm-generic/siginfo.h).
+func parseSiginfo(b []byte) (signo int32, info sigInfo) {
+	_ = b[19]
+	signo = *(*int32)(unsafe.Pointer(&b[0]))
+	return signo, sigInfo{code: *(*int32)(unsafe.Pointer(&b[8])), pid: *(*int32)(unsafe.Pointer(&b[16]))}
+}
+
+func (t *thread) pendingStops() (inside, outside int, err error) {
+	for _, flags := range [...]uint32{0, peekShared} {
+		t.peek.off, t.peek.flags, t.peek.nr = 0, flags, peekBatch
+		for range maxPeeks { // the queue can be as long as RLIMIT_SIGPENDING
+			n, err := t.ptrace(unix.PTRACE_PEEKSIGINFO, uintptr(unsafe.Pointer(&t.peek)), uintptr(unsafe.Pointer(&t.peeked)))
+			if err != nil {
+				return 0, 0, err
+			}
+			for i := range n {
+				signo, info := parseSiginfo(t.peeked[i*siginfoSize:])
+				switch {
+				case signo != sigStop:
+				case info.fromOutside():
+					outside++
+				default:
+					inside++
+				}
+			}
+			if n < peekBatch {
+				break
+			}
+			t.peek.off += uint64(n)
+		}
+	}
+	return inside, outside, nil
+}
+
+func (t *thread) sendCont() error { return unix.Kill(t.tgid, unix.SIGCONT) }
+
+// liveFacts reads /proc while the thread is stopped. The zombies' files are opened beforehand: an open file of /proc stays
+// bound to its process, so that a number that has got a new owner meanwhile cannot deceive it, and a read needs no path walk.
+type liveFacts struct {
+	o     *observer
+	req   Request
+	tid   procfs.HostPID
+	level int
+	fds   [][2]int // stat and status of each zombie, -1 if not open
+	self  int      // stat of PID 1
+	buf   []byte
+}
+
+// openFacts opens the files of the zombies that are to be reaped; those that cannot be opened are taken off the plan.
+func openFacts(o *observer, req Request, p *plan, results []Result, level int) (*liveFacts, error) {
+	f := &liveFacts{o: o, req: req, tid: p.tid, level: level, fds: make([][2]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
+	for i := range f.fds {
+		f.fds[i] = [2]int{-1, -1}
+	}
+	var err error
+	if f.self, err = openProc(req.PID, "stat"); err != nil {
+		return f, err
+	}
+	for i, todo := range p.todo {
+		if !todo {
+			continue
+		}
+		for j, name := range [...]string{"stat", "status"} {
+			f.fds[i][j], err = openProc(req.Zombies[i].PID, name)
+			switch {
+			case err == nil:
+			case errors.Is(err, procfs.ErrVanished):
+				p.todo[i] = false
+				results[i].Outcome, results[i].Reason = Vanished, ReasonVanished
+			default:
+				p.todo[i] = false // out of file descriptors: it stays Left
+			}
+		}
+	}
+	return f, nil
+}
+
+func (f *liveFacts) close() {
+	for _, pair := range f.fds {
+		for _, fd := range pair {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+	}
+	if f.self >= 0 {
+		unix.Close(f.self)
+	}
+}
+
+func openProc(pid procfs.HostPID, name string) (int, error) {
+	fd, err := unix.Open("/proc/"+pid.String()+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s of process %d: %w", name, pid, vanished(err))
+	}
+	return fd, nil
+}
+
+// vanished turns the errors of a process that is gone into procfs.ErrVanished.
+func vanished(err error) error {
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return procfs.ErrVanished
+	}
+	return err
+}
+
+// read returns what the file says now. The slice is valid until the next read.
+func (f *liveFacts) read(fd int) ([]byte, error) {
+	for {
+		// seq_file makes the text anew for a read at offset 0.
+		n, err := unix.Pread(fd, f.buf, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, vanished(err)
+		}
+		return f.buf[:n], nil
+	}
+}
+
+func (f *liveFacts) stat(fd int) (procfs.Stat, error) {
+	data, err := f.read(fd)
+	if err != nil {
+		return procfs.Stat{}, err
+	}
+	return procfs.ParseStat(data)
+}
+
+func (f *liveFacts) sameProcess() error {
+	s, err := f.stat(f.self)
+	if err != nil {
+		return fmt.Errorf("look at process %d: %w", f.req.PID, errGone)
+	}
+	if s.StartTime != f.req.StartTime {
+		return no(ReasonVanished, "process %d started at %d, not at %d", f.req.PID, s.StartTime, f.req.StartTime)
+	}
+	return nil
+}
+
+func (f *liveFacts) thread() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) }
+
+func (f *liveFacts) zombie(i int, quick bool) Reason {
+	z := f.req.Zombies[i]
+	stat, err := f.stat(f.fds[i][0])
+	if why := zombieStat(stat, err, f.req.PID, z); why != "" || quick {
+		return why
+	}
+	var status procfs.Status
+	data, err := f.read(f.fds[i][1])
+	if err == nil {
+		status, err = procfs.ParseStatus(data)
+	}
+	return zombieStatus(status, err, f.level, z)
+}
+
+func (f *liveFacts) gone(i int) bool {
+	_, err := f.read(f.fds[i][0])
+	return errors.Is(err, procfs.ErrVanished)
+}
+
+// perform carries out one request on the calling OS thread.
+func perform(req Request) Report {
+	if why := Supported(); why != "" {
+		return decline(req, why, "not supported on this architecture yet: "+runtime.GOARCH)
+	}
+	rep := decline(req, "", "")
+	attempt(req, &rep)
+	for i := range rep.Results {
+		r := &rep.Results[i]
+		if r.Outcome != Left {
+			continue
+		}
+		switch {
+		case rep.Reason == ReasonVanished || rep.Reason == ReasonExiting:
+			// A namespace ends with its init, and so do the zombies.
+			r.Outcome, r.Reason = Vanished, ReasonVanished
+		case rep.Reason == "":
+			r.Reason = ReasonBudget
+		}
+	}
+	return rep
+}
+
+func attempt(req Request, rep *Report) {
+	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
+	p, err := o.examine(req, rep.Results)
+	var d *declined
+	if errors.As(err, &d) {
+		rep.Reason, rep.Detail = d.reason, d.detail
+		return
+	} else if err != nil {
+		rep.Reason, rep.Detail = ReasonInternal, err.Error()
+		return
+	}
+	if p.tid == 0 {
+		return
+	}
+	rep.TID, rep.Syscall = p.tid, p.call.name
+	f, err := openFacts(o, req, &p, rep.Results, p.level)
+	defer f.close()
+	if err != nil {
+		d := lookupError(err).(*declined)
+		rep.Reason, rep.Detail = d.reason, d.detail
+		return
+	}
+	a := &attach{
+		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep,
+	}
+	a.run()
+}
