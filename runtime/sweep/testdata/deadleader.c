@@ -1,4 +1,4 @@
-// deadleader: PID 1 of a PID namespace whose leader thread exits. A second thread then makes an orphan in another session, which
+// deadleader: PID 1 of a PID namespace whose leader thread exits, once a line has come on standard input. A second thread then makes an orphan in another session, which
 // exits with 7, and a child of its own, which exits with 5, waits for neither, prints "ready" and sleeps.
 #include <pthread.h>
 #include <stdio.h>
@@ -34,6 +34,7 @@ static void *work(void *arg)
 int main(void)
 {
 	pthread_t t;
+	getchar();
 	leader = pthread_self();
 	if (pthread_create(&t, NULL, work, NULL))
 		return 1;
