@@ -10,6 +10,7 @@ import (
 
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
+	"github.com/reaper-shim/reaper/runtime/tracer"
 )
 
 // watcher sweeps one PID namespace for as long as its PID 1, the init process of owner, lives.
@@ -130,8 +131,10 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		next    = time.Now().Add(cadence.Near)
 		timer   = time.NewTimer(cadence.Near)
 		failing bool
-		pending bool      // statistics have changed since they were published
-		told    time.Time // when they were published last
+		// declined holds the reasons that have been logged.
+		declined = make(map[tracer.Reason]bool)
+		pending  bool      // statistics have changed since they were published
+		told     time.Time // when they were published last
 	)
 	defer timer.Stop()
 	for {
@@ -164,6 +167,10 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			log.L.WithField("id", w.owner.id).WithError(err).Warn("sweep for zombies failed")
 		}
 		failing = err != nil
+		if d := res.Declined; d.Reason != "" && !declined[d.Reason] {
+			declined[d.Reason] = true // the first of each kind; the statistics count them all
+			log.L.WithField("id", w.owner.id).Infof("PID 1 was not made to reap: %s (%s); it will be tried again", d.Reason, d.Detail)
+		}
 
 		stats := sweeper.Stats()
 		w.mu.Lock()

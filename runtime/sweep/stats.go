@@ -64,6 +64,14 @@ type Result struct {
 	Zombies int // below PID 1 now
 	// NextDue is when the grace period of the next candidate ends; zero when there is none.
 	NextDue time.Time
+	// Declined says why the Reaper declined a whole request; its zero value: it did not.
+	Declined Declined
 	// Changed: a counter or a number of zombies differs from the sweep before.
 	Changed bool
+}
+
+// Declined is a request that the Reaper did not carry out, or not to its end.
+type Declined struct {
+	Reason tracer.Reason
+	Detail string // for people
 }

@@ -85,7 +85,8 @@ type Sweeper struct {
 	retryAt            time.Time // of whole requests
 	retryWait          time.Duration
 
-	stats Stats
+	stats    Stats
+	declined Declined // in this sweep
 }
 
 // New returns a Sweeper for the namespace of cfg.Init. It reads the process once: the error says why it cannot be watched,
@@ -124,6 +125,7 @@ func (s *Sweeper) Stats() Stats { return s.stats.Clone() }
 func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	before := s.stats.Clone()
 	s.stats.Sweeps++
+	s.declined = Declined{}
 
 	leader, err := s.init()
 	if err != nil {
@@ -141,6 +143,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 
 	var res Result
 	res.Reaped = s.reap(ctx)
+	res.Declined = s.declined
 	res.Zombies = len(s.zombies)
 	res.NextDue = s.nextDue()
 	s.count(full)
@@ -366,7 +369,7 @@ func (s *Sweeper) reap(ctx context.Context) []Orphan {
 			break
 		}
 		if len(s.cgroups) > 0 && s.cgroups[0].Frozen() {
-			s.refuse(tracer.ReasonFrozen)
+			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen")
 			break
 		}
 		if len(batch) > maxBatch {
@@ -405,7 +408,7 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 	}
 	report, err := s.cfg.Reaper.Reap(ctx, req)
 	if err != nil {
-		s.refuse(tracer.ReasonInternal)
+		s.refuse(tracer.ReasonInternal, err.Error())
 		return nil, report, false
 	}
 	if report.Attached {
@@ -415,7 +418,7 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 	if report.Reason == "" {
 		s.retryAt, s.retryWait = time.Time{}, 0
 	} else {
-		s.refuse(report.Reason)
+		s.refuse(report.Reason, report.Detail)
 	}
 
 	progress := false
@@ -441,7 +444,8 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 }
 
 // refuse notes that a whole request was refused and puts the next one off.
-func (s *Sweeper) refuse(reason tracer.Reason) {
+func (s *Sweeper) refuse(reason tracer.Reason, detail string) {
+	s.declined = Declined{reason, detail}
 	s.stats.Refusals[reason]++
 	s.retryAt, s.retryWait = s.backOff(s.retryWait)
 }
