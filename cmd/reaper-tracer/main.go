@@ -1,5 +1,3 @@
-//go:debug asyncpreemptoff=1
-
 // Command reaper-tracer makes the PID 1 of a container wait for zombies. The shim starts it; see -h for its protocol.
 package main
 

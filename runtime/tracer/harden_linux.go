@@ -12,7 +12,8 @@ import (
 // worker can do none of it and works all the same.
 func Harden() {
 	// SIGCHLD stays as it is: its disposition is part of how wait(2) works. The first thread, which traces, has every
-	// signal blocked; the others of the runtime take those that cannot be ignored.
+	// signal blocked (the runtime's SIGURG too, so that nothing interrupts it); the others of the runtime take what
+	// cannot be ignored.
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGUSR1,
 		unix.SIGUSR2, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGPROF,
 		unix.SIGIO, unix.SIGPWR)
