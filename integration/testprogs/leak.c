@@ -1,12 +1,15 @@
 // leak: makes orphans. Each is forked twice, so that its parent is dead and the child reaper of the PID namespace has
 // adopted it, then ends as told.
 //
-//   leak [-n count] [-r per-second] [-l life-ms] [-e exit-code] [-k signal] [-s] [-v] [-w linger-ms]
+//   leak [-n count] [-r per-second] [-l life-ms] [-e exit-code] [-k signal] [-s] [-S] [-v]
+//        [-w linger-ms] [-p parent-ms]
 //
 //   -n  how many (1)                  -l  how long each lives (0)
-//   -r  at this rate (at once)        -s  each calls setsid() first, as daemons do
-//   -e  exit code (0)                 -k  die by this signal instead
+//   -r  at this rate (at once)        -s  the parent of each calls setsid(), as daemon(3) does
+//   -e  exit code (0)                 -S  each calls setsid() itself
+//   -k  die by this signal instead
 //   -v  print "orphan <pid>" for each -w  stay alive for that long afterwards
+//   -p  keep the parent of each alive for that long, so that it can be seen as somebody's child before it is an orphan
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -26,10 +29,10 @@ static void sleep_ms(long ms)
 
 int main(int argc, char **argv)
 {
-	long count = 1, life = 0, linger = 0, rate = 0;
-	int code = 0, sig = 0, session = 0, verbose = 0, c;
+	long count = 1, life = 0, linger = 0, rate = 0, parent = 0;
+	int code = 0, sig = 0, daemonize = 0, leader = 0, verbose = 0, c;
 
-	while ((c = getopt(argc, argv, "n:r:l:e:k:w:sv")) != -1) {
+	while ((c = getopt(argc, argv, "n:r:l:e:k:w:p:sSv")) != -1) {
 		switch (c) {
 		case 'n': count = atol(optarg); break;
 		case 'r': rate = atol(optarg); break;
@@ -37,7 +40,9 @@ int main(int argc, char **argv)
 		case 'e': code = atoi(optarg); break;
 		case 'k': sig = atoi(optarg); break;
 		case 'w': linger = atol(optarg); break;
-		case 's': session = 1; break;
+		case 'p': parent = atol(optarg); break;
+		case 's': daemonize = 1; break;
+		case 'S': leader = 1; break;
 		case 'v': verbose = 1; break;
 		default: return 2;
 		}
@@ -53,10 +58,14 @@ int main(int argc, char **argv)
 		}
 		if (mid == 0) {
 			pid_t self = getpid();
+			if (daemonize)
+				setsid();
 			pid_t pid = fork();
-			if (pid != 0)
+			if (pid != 0) {
+				sleep_ms(parent);
 				_exit(pid < 0);
-			if (session)
+			}
+			if (leader)
 				setsid();
 			// Adopted is what counts: do not end before the one that forked us has.
 			while (getppid() == self)
