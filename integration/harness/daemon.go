@@ -41,6 +41,8 @@ const (
 	dirPrefix = "rpr-"
 	ownerFile = "owner" // pid and start time of the process that started the daemon
 
+	mountNSFile = "mntns" // the daemon's mount namespace, as /proc/<pid>/ns/mnt names it
+
 	startTimeout = 60 * time.Second
 	stopTimeout  = 20 * time.Second
 )
@@ -235,7 +237,14 @@ func (d *Daemon) startProcess() error {
 		}
 		close(d.exited)
 	}()
-	return <-started
+	if err := <-started; err != nil {
+		return err
+	}
+	namespace, err := mountNS(d.pid)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.Dir, mountNSFile), []byte(namespace), 0o600)
 }
 
 func (d *Daemon) waitServing(ctx context.Context) error {

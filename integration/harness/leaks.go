@@ -86,15 +86,21 @@ func (d *Daemon) Mounts() []string {
 	return points
 }
 
-// marked lists the processes that have EnvMark=dir in their environment or are in a cgroup named after dir. Zombies have
-// no environment: they belong to a living parent.
+// marked lists the processes that have EnvMark=dir in their environment, are in the mount namespace that was made for dir
+// (a tracer is started without an environment) or are in a cgroup named after dir. Zombies are left out: they belong to a
+// living parent.
 func marked(dir string) []int {
+	namespace, _ := os.ReadFile(filepath.Join(dir, mountNSFile))
 	env := []byte(EnvMark + "=" + dir)
 	cgroup := []byte(":/" + filepath.Base(dir) + "/")
 	self := os.Getpid()
 	var pids []int
 	for _, pid := range allPIDs() {
 		if pid == self || isZombie(pid) {
+			continue
+		}
+		if ns, err := mountNS(pid); err == nil && ns == string(namespace) {
+			pids = append(pids, pid)
 			continue
 		}
 		if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err == nil {
@@ -246,6 +252,8 @@ func allPIDs() []int {
 	}
 	return pids
 }
+
+func mountNS(pid int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)) }
 
 func isZombie(pid int) bool {
 	s, err := procStat(pid)
