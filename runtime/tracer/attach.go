@@ -112,6 +112,7 @@ type plan struct {
 	reapers []procfs.NSPID   // per zombie, what to call waitid with
 	todo    []bool           // per zombie: passed the checks
 	maxStop time.Duration
+	otherFD int // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
 }
 
 // attach is the state of one attach. Everything it needs between the swap of a call and its restoration is in here, so that

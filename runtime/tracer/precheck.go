@@ -35,6 +35,7 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 	p := plan{
 		todo:    make([]bool, len(req.Zombies)),
 		reapers: make([]procfs.NSPID, len(req.Zombies)),
+		otherFD: -1,
 		maxStop: req.MaxStop,
 	}
 	if p.maxStop == 0 {
@@ -142,8 +143,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 	p.threads = len(tids)
 
 	type candidate struct {
-		tid  procfs.HostPID
-		call call
+		tid   procfs.HostPID
+		call  call
+		waits waitTarget // call.waits with the pidfd looked up
 	}
 	var (
 		cands    []candidate
@@ -182,14 +184,12 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 			continue
 		}
 		c := classifyCall(sc.Nr, sc.Args)
-		if c.waits.isFD {
-			c.waits = o.pidfdTarget(req.PID, c.waits.fd, req.Zombies)
-			if c.waits.any {
-				c.class = classUnsafe
-			}
+		target := c.waits
+		if target.isFD {
+			target = o.pidfdTarget(req.PID, target.fd, req.Zombies)
 		}
-		if c.waits != (waitTarget{}) {
-			waits = append(waits, c.waits)
+		if target != (waitTarget{}) {
+			waits = append(waits, target)
 		}
 		switch {
 		case st.Seccomp == procfs.SeccompStrict:
@@ -197,7 +197,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		case c.class == classUnsafe || st.State != procfs.StateSleeping:
 			unsafe = c.name
 		default:
-			cands = append(cands, candidate{tid, c})
+			cands = append(cands, candidate{tid, c, target})
 		}
 	}
 	if pending.Has(sigChld) && consider.Has(sigChld) {
@@ -228,7 +228,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 	// on the leader being traced (prepare_signal() in kernel/signal.c is given the leader), so that PID 1 is shown fewer.
 	var best candidate
 	for _, c := range cands {
-		if covers(p, c.call.waits) {
+		if covers(p, c.waits) {
 			unsafe = c.call.name
 			continue
 		}
@@ -239,6 +239,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 	switch {
 	case best.tid != 0:
 		p.tid, p.call = best.tid, best.call
+		if best.call.waits.isFD {
+			p.otherFD = best.call.waits.fd
+		}
 		return nil
 	case strict:
 		return no(ReasonSeccompStrict, "no thread without it")
@@ -250,8 +253,11 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 
 // covers reports whether a wait would take one of the zombies that are to be reaped.
 func covers(p *plan, w waitTarget) bool {
-	if w.any || w.isFD {
+	switch {
+	case w.any:
 		return true
+	case w.isFD:
+		return w.fd != p.otherFD
 	}
 	for i, pid := range p.reapers {
 		if p.todo[i] && w.nspid == pid {

@@ -224,8 +224,8 @@ type liveFacts struct {
 }
 
 // openFacts opens the files of the zombies that are to be reaped; those that cannot be opened are taken off the plan.
-func openFacts(o *observer, req Request, p *plan, results []Result, level int) (*liveFacts, error) {
-	f := &liveFacts{o: o, req: req, tid: p.tid, level: level, fds: make([][2]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
+func openFacts(o *observer, req Request, p *plan, results []Result) (*liveFacts, error) {
+	f := &liveFacts{o: o, req: req, tid: p.tid, level: p.level, fds: make([][2]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
 	for i := range f.fds {
 		f.fds[i] = [2]int{-1, -1}
 	}
@@ -374,7 +374,7 @@ func attempt(req Request, rep *Report) {
 		return
 	}
 	rep.TID, rep.Syscall = p.tid, p.call.name
-	f, err := openFacts(o, req, &p, rep.Results, p.level)
+	f, err := openFacts(o, req, &p, rep.Results)
 	defer f.close()
 	if err != nil {
 		d := lookupError(err).(*declined)

@@ -1,0 +1,752 @@
+package tracer
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// Results as the raw system call returns them to the victim.
+const (
+	rawEINTR     = -int64(unix.EINTR)
+	rawETIMEDOUT = -int64(unix.ETIMEDOUT)
+)
+
+// TestParkedCalls has zombies reaped by a PID 1 that is in one of the calls that may be interrupted, and has PID 1 check that
+// the call went on as if nothing had happened: result, duration, every register that the ABI keeps, the signal mask, and the
+// status of a child of its own that was a zombie all the time.
+func TestParkedCalls(t *testing.T) {
+	const ms = 700
+	tests := []struct {
+		call  string // of victim.c
+		timed bool   // ends by its time-out, after ms
+		ret   int64
+		or    int64 // another result that it may have
+	}{
+		{call: "futex", ret: 0},
+		{call: "futex-timeout", timed: true, ret: rawETIMEDOUT},
+		{call: "futex-bitset", ret: 0},
+		{call: "poll", ret: 1},
+		{call: "poll-timeout", timed: true, ret: 0},
+		{call: "ppoll", ret: 1, or: rawEINTR}, // its byte and its signal come together
+		{call: "ppoll-timeout", timed: true, ret: 0},
+		{call: "wait4", ret: 0},
+		{call: "waitid", ret: 0},
+		{call: "waitid-pidfd", ret: 0},
+		{call: "epoll", ret: 1},
+		{call: "epoll-pwait", ret: 1, or: rawEINTR},
+		{call: "epoll-pwait2", ret: 1},
+		{call: "epoll-timeout", timed: true, ret: 0, or: rawEINTR},
+		{call: "nanosleep", timed: true, ret: 0},
+		{call: "clock-nanosleep", timed: true, ret: 0},
+		{call: "clock-nanosleep-abs", timed: true, ret: 0},
+		{call: "pause", ret: rawEINTR},
+		{call: "sigsuspend", ret: rawEINTR},
+		{call: "select", ret: 1},
+		{call: "pselect6", ret: 1, or: rawEINTR},
+	}
+	for _, tc := range tests {
+		for _, n := range []int{1, 20} {
+			t.Run(fmt.Sprintf("%s/%d", tc.call, n), func(t *testing.T) {
+				t.Parallel()
+				v := startVictim(t, "parked", tc.call, fmt.Sprint(n), fmt.Sprint(ms))
+				v.expect("ready")
+				zs := v.orphans(n)
+				v.parked("")
+				c := newClient(t)
+				// One by one first, so that the second attach meets a call that was restarted before.
+				rep := reap(t, c, v.request(zs[0]))
+				if rep.Count(Reaped) != 1 {
+					t.Fatalf("first zombie: %+v", rep)
+				}
+				eintr := tc.call == "epoll-timeout" // ended by that attach, as by any stop
+				if n > 1 && !eintr {
+					rep = reap(t, c, v.request(zs[1:]...))
+					if rep.Count(Reaped) != n-1 {
+						t.Fatalf("other zombies: %+v", rep)
+					}
+				}
+				if !tc.timed {
+					select {
+					case line := <-v.lines:
+						t.Fatalf("the call ended before its time: %s", line)
+					case <-time.After(20 * time.Millisecond):
+					}
+					v.poke()
+				}
+				var ret, us int64
+				var regs, mask, own, helper string
+				line := v.expect("done")
+				if _, err := fmt.Sscanf(line, "ret %d us %d regs %s mask %s own %s helper %s", &ret, &us, &regs, &mask, &own, &helper); err != nil {
+					t.Fatalf("%q: %v", line, err)
+				}
+				if ret != tc.ret && (tc.or == 0 || ret != tc.or) {
+					t.Errorf("returned %d, want %d", ret, tc.ret)
+				}
+				if regs != "ok" || mask != "ok" || own != "ok" || helper != "ok" {
+					t.Errorf("PID 1 noticed: %s", line)
+				}
+				if tc.timed && ret != rawEINTR {
+					// Early is wrong by any amount; late is the machine's affair up to a point that a restart with the
+					// full time would exceed.
+					if us < ms*1000 || us > ms*1000*17/10 {
+						t.Errorf("took %d µs, want %d", us, ms*1000)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestThousandZombies(t *testing.T) {
+	const n = 1000
+	for _, call := range []string{"futex", "poll"} {
+		t.Run(call, func(t *testing.T) {
+			v := startVictim(t, "parked", call, fmt.Sprint(n), "0")
+			v.expect("ready")
+			zs := v.orphans(n)
+			v.parked("")
+			attaches, longest := reapAll(t, newClient(t), v, zs)
+			t.Logf("%d zombies in %d attaches, longest stop %v (budget %v)", n, attaches, longest, DefaultMaxStop)
+			if left := v.children(orphanCode); len(left) != 0 {
+				t.Errorf("%d zombies are still there", len(left))
+			}
+			if own := v.children(ownCode); len(own) != 1 {
+				t.Errorf("own zombies: %d, want 1", len(own))
+			}
+			v.poke()
+			if line := v.expect("done"); strings.Contains(line, "bad") {
+				t.Errorf("PID 1 noticed: %s", line)
+			}
+		})
+	}
+}
+
+// TestNestedNamespace: the last number of an orphan's NSpid is that of an own child of PID 1.
+func TestNestedNamespace(t *testing.T) {
+	v := startVictim(t, "nested")
+	v.expect("ready")
+	z := v.orphans(1)[0]
+	v.parked("")
+	status, err := liveProc.Status(z.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := status.NSpid[len(status.NSpid)-1]
+	if own := v.children(42); len(own) != 1 || own[0].NSPID != inner {
+		t.Fatalf("the trap is not set: own zombies %+v, orphan's numbers %v", own, status.NSpid)
+	}
+	// PID 1 is blocked in read, which is not to be interrupted, so the zombie's own check must come first.
+	c := newClient(t)
+	wrong := z
+	wrong.NSPID = inner
+	rep := reap(t, c, v.request(wrong))
+	if rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonWrongNSPID {
+		t.Errorf("number of another level: %+v", rep)
+	}
+	v.poke()
+	if got := v.expect("done"); got != "got 1 status 42" {
+		t.Errorf("own child: %s", got)
+	}
+	v.parked("pause")
+	if rep := reap(t, c, v.request(z)); rep.Count(Reaped) != 1 {
+		t.Errorf("number at PID 1's level: %+v", rep)
+	}
+}
+
+// TestSeccompNoBypass: no call that the filter forbids may succeed because a tracer was there.
+func TestSeccompNoBypass(t *testing.T) {
+	const n = 200
+	v := startVictim(t, "seccomp-hammer", fmt.Sprint(n))
+	v.expect("ready")
+	zs := v.orphans(n)
+	c := newClient(t)
+	attached := 0
+	deadline := time.Now().Add(patience)
+	for attached < 200 && time.Now().Before(deadline) {
+		req := v.request(zs[0])
+		if len(zs) > 1 && attached%2 == 0 {
+			req = v.request(zs[0], zs[1])
+		}
+		rep := reap(t, c, req)
+		if rep.Attached {
+			attached++
+		}
+		for _, r := range rep.Results {
+			if r.Outcome != Left && len(zs) > 1 { // keep one: it is asked for again in vain
+				zs = zs[1:]
+			}
+		}
+		if len(zs) == 1 {
+			break
+		}
+	}
+	v.poke()
+	var tries, passed int
+	line := v.expect("done")
+	if _, err := fmt.Sscanf(line, "tries %d passed %d", &tries, &passed); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d attaches, %d of %d zombies reaped, %d forbidden calls tried", attached, n-len(v.children(orphanCode)), n, tries)
+	if passed != 0 {
+		t.Errorf("%d forbidden calls succeeded", passed)
+	}
+	if attached < 100 {
+		t.Errorf("only %d attaches: the test has shown little", attached)
+	}
+}
+
+// TestSeccompKill: the filter kills whoever calls waitid.
+func TestSeccompKill(t *testing.T) {
+	const n = 20
+	v := startVictim(t, "seccomp-kill", fmt.Sprint(n))
+	v.expect("ready")
+	zs := v.orphans(n)
+	v.parked("poll")
+	rep := reap(t, newClient(t), v.request(zs...))
+	if rep.Count(Reaped) != n {
+		t.Errorf("report %+v", rep)
+	}
+	v.poke()
+	if got := v.expect("woken"); got != "interrupted 0" {
+		t.Errorf("poll: %s", got)
+	}
+}
+
+// TestDeclines has one row per state in which PID 1 must not be touched, or at least not be made to wait.
+func TestDeclines(t *testing.T) {
+	tests := []struct {
+		name    string
+		args    []string
+		prepare func(t *testing.T, v *victim)
+		zombie  func(z Zombie) Zombie
+		want    Reason // of the request
+		zombies Reason // of the zombie
+		outcome Outcome
+		touched bool // may be attached
+		verify  func(t *testing.T, v *victim)
+	}{
+		{
+			name: "SIGCHLD is blocked and pending", args: []string{"sigchld-pending"},
+			want: ReasonSigchldPending, outcome: Left, zombies: ReasonDeclined,
+		},
+		{
+			name: "a thread waits for a group", args: []string{"wait-any"},
+			outcome: Refused, zombies: ReasonWaiting,
+		},
+		{
+			name: "blocked in read", args: []string{"read"},
+			want: ReasonUnsafeSyscall, outcome: Left, zombies: ReasonDeclined,
+			verify: func(t *testing.T, v *victim) { v.poke(); v.expect("woken") },
+		},
+		{
+			name: "running", args: []string{"spin"},
+			want: ReasonBusy, outcome: Left, zombies: ReasonDeclined,
+		},
+		{
+			name: "vfork", args: []string{"vfork"},
+			prepare: func(t *testing.T, v *victim) {
+				eventually(t, "state D", func() bool { return v.state() == procfs.StateDiskSleep })
+			},
+			want: ReasonUnsafeSyscall, outcome: Left, zombies: ReasonDeclined,
+			verify: func(t *testing.T, v *victim) {
+				if got := v.expect("done"); got != "status 42" {
+					t.Errorf("vforked child: %s", got)
+				}
+			},
+		},
+		{
+			name: "stopped from outside", args: []string{"park"},
+			prepare: func(t *testing.T, v *victim) {
+				unix.Kill(int(v.pid), unix.SIGSTOP)
+				eventually(t, "state T", func() bool { return v.state() == procfs.StateStopped })
+			},
+			want: ReasonStopped, outcome: Left, zombies: ReasonDeclined,
+			verify: func(t *testing.T, v *victim) {
+				if s := v.state(); s != procfs.StateStopped {
+					t.Errorf("state %v afterwards, want T", s)
+				}
+				unix.Kill(int(v.pid), unix.SIGCONT)
+				v.poke()
+				v.expect("woken")
+			},
+		},
+		{
+			name: "a start time that is another process's", args: []string{"park"},
+			zombie:  func(z Zombie) Zombie { z.StartTime--; return z },
+			outcome: Vanished, zombies: ReasonVanished,
+		},
+		{
+			name: "not a child of PID 1", args: []string{"park"},
+			zombie: func(z Zombie) Zombie {
+				st, _ := liveProc.Stat(procfs.HostPID(os.Getpid()))
+				return Zombie{PID: st.PID, StartTime: st.StartTime, NSPID: z.NSPID}
+			},
+			outcome: Refused, zombies: ReasonWrongParent,
+		},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			v := startVictim(t, tc.args...)
+			v.expect("ready")
+			z := v.orphans(1)[0]
+			if tc.prepare != nil {
+				tc.prepare(t, v)
+			} else if tc.want != ReasonBusy {
+				v.parked("")
+			}
+			ask := z
+			if tc.zombie != nil {
+				ask = tc.zombie(z)
+			}
+			rep := reap(t, newClient(t), v.request(ask))
+			if rep.Attached {
+				t.Errorf("attached: %+v", rep)
+			}
+			if rep.Reason != tc.want || rep.Results[0].Outcome != tc.outcome || rep.Results[0].Reason != tc.zombies {
+				t.Errorf("report %+v, want reason %q, %s %q", rep, tc.want, tc.outcome, tc.zombies)
+			}
+			if tc.verify != nil {
+				tc.verify(t, v)
+			}
+			if zs := v.children(orphanCode); len(zs) != 1 {
+				t.Errorf("%d orphans afterwards, want 1", len(zs))
+			}
+		})
+	}
+}
+
+// TestAfterVfork: the same victim can be served as soon as its child lets it go.
+func TestAfterVfork(t *testing.T) {
+	v := startVictim(t, "vfork")
+	v.expect("ready")
+	zs := v.orphans(1)
+	v.expect("done")
+	v.parked("pause")
+	if rep := reap(t, newClient(t), v.request(zs...)); rep.Count(Reaped) != 1 {
+		t.Errorf("report %+v", rep)
+	}
+}
+
+// TestTimeout attaches to a thread that cannot stop, past the checks that would have declined it.
+func TestTimeout(t *testing.T) {
+	v := startVictim(t, "vfork")
+	v.expect("ready")
+	v.orphans(1)
+	eventually(t, "state D", func() bool { return v.state() == procfs.StateDiskSleep })
+	rep := helperAttach(t, helperOrder{Request: v.request(Zombie{PID: 1, NSPID: 1}), Blind: true})
+	if rep.Reason != ReasonTimeout || !rep.Attached {
+		t.Errorf("report %+v, want %s", rep, ReasonTimeout)
+	}
+	if got := v.expect("done"); got != "status 42" {
+		t.Errorf("vforked child: %s", got)
+	}
+}
+
+func TestLeaderDead(t *testing.T) {
+	const n = 5
+	v := startVictim(t, "leader-dead", fmt.Sprint(n))
+	v.expect("ready")
+	eventually(t, "the leader's end", func() bool { return v.state() == procfs.StateZombie })
+	zs := v.orphans(n)
+	v.parked("poll")
+	rep := reap(t, newClient(t), v.request(zs...))
+	if rep.Count(Reaped) != n {
+		t.Errorf("report %+v", rep)
+	}
+	if rep.TID == v.pid {
+		t.Errorf("traced the dead leader")
+	}
+	v.poke()
+	v.expect("woken")
+}
+
+// TestVanished asks for zombies that are not there any more, or reaped between check and attach.
+func TestVanished(t *testing.T) {
+	v := startVictim(t, "park", "3")
+	v.expect("ready")
+	zs := v.orphans(3)
+	v.parked("poll")
+	c := newClient(t)
+	if rep := reap(t, c, v.request(zs[1])); rep.Count(Reaped) != 1 {
+		t.Fatalf("report %+v", rep)
+	}
+	rep := reap(t, c, v.request(zs...))
+	if rep.Count(Reaped) != 2 || rep.Results[1].Outcome != Vanished {
+		t.Errorf("report %+v", rep)
+	}
+	rep = reap(t, c, v.request(zs...))
+	if rep.Attached || rep.Count(Vanished) != 3 {
+		t.Errorf("all gone: %+v", rep)
+	}
+	gone := v.request(zs...)
+	gone.StartTime++
+	if rep = reap(t, c, gone); rep.Attached || rep.Reason != ReasonVanished || rep.Count(Vanished) != 3 {
+		t.Errorf("another PID 1: %+v", rep)
+	}
+	v.poke()
+	if got := v.expect("woken"); got != "interrupted 0" {
+		t.Errorf("poll: %s", got)
+	}
+}
+
+// TestNotAChild makes PID 1 call waitid for numbers that it has no child of, and for a child that lives: /proc is made to
+// say otherwise.
+func TestNotAChild(t *testing.T) {
+	v := startVictim(t, "parked", "poll", "1", "0")
+	ids := v.expect("ready")
+	var helper, own int
+	fmt.Sscanf(ids, "helper %d own %d", &helper, &own)
+	z := v.orphans(1)[0]
+	v.parked("poll")
+	for _, tc := range []struct {
+		name  string
+		nspid int
+		want  Reason
+	}{
+		{"no such child", 4000000, ReasonNotAChild},
+		{"alive", helper, ReasonNotZombie},
+	} {
+		rep := helperAttach(t, helperOrder{Request: v.request(z), NSPID: procfs.NSPID(tc.nspid)})
+		if rep.Results[0].Outcome != Refused || rep.Results[0].Reason != tc.want || rep.Reason != "" {
+			t.Errorf("%s: %+v", tc.name, rep)
+		}
+	}
+	v.poke()
+	if line := v.expect("done"); strings.Contains(line, "bad") || !strings.HasPrefix(line, "ret 1 ") {
+		t.Errorf("PID 1 noticed: %s", line)
+	}
+}
+
+// TestStopFlood: SIGSTOP from inside is nothing to a namespace's init, and must not become something because it is traced.
+func TestStopFlood(t *testing.T) {
+	const n = 400
+	v := startVictim(t, "stop-flood", fmt.Sprint(n))
+	v.expect("ready")
+	zs := v.orphans(n)
+	c := newClient(t)
+	attached, reaped := 0, 0
+	why := map[Reason]int{}
+	deadline := time.Now().Add(patience)
+	for attached < 300 && len(zs) > 0 && time.Now().Before(deadline) {
+		rep := reap(t, c, v.request(zs[0]))
+		if rep.Attached {
+			attached++
+		}
+		why[rep.Reason]++
+		if rep.Results[0].Outcome == Reaped {
+			reaped++
+			zs = zs[1:]
+		}
+		// It may take a moment to be woken, but it must not stay stopped.
+		eventually(t, "PID 1 goes on", func() bool { return v.state() != procfs.StateStopped })
+	}
+	t.Logf("%d attaches, %d reaped, reasons %v", attached, reaped, why)
+	if attached < 300 || reaped < 100 {
+		t.Errorf("%d attaches, %d zombies reaped", attached, reaped)
+	}
+	v.poke()
+	v.expect("woken")
+}
+
+// TestChldFlood: ignored signals are shown to a tracer; they must not make it give up for ever.
+func TestChldFlood(t *testing.T) {
+	const n = 100
+	v := startVictim(t, "chld-flood", fmt.Sprint(n))
+	v.expect("ready")
+	attaches, longest := reapAll(t, newClient(t), v, v.orphans(n))
+	t.Logf("%d zombies in %d attaches, longest stop %v", n, attaches, longest)
+	v.poke()
+	if got := v.expect("woken"); got != "interrupted 0" {
+		t.Errorf("poll: %s", got)
+	}
+}
+
+// TestStopFromOutside: a SIGSTOP of the host's administrator that comes in the middle stays in force.
+func TestStopFromOutside(t *testing.T) {
+	const rounds = 30
+	v := startVictim(t, "park", fmt.Sprint(rounds*10))
+	v.expect("ready")
+	zs := v.orphans(rounds * 10)
+	c := newClient(t)
+	for range rounds {
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			unix.Kill(int(v.pid), unix.SIGSTOP)
+		}()
+		reap(t, c, v.request(zs[:10]...))
+		<-sent
+		eventually(t, "PID 1 stops", func() bool { return v.state() == procfs.StateStopped })
+		unix.Kill(int(v.pid), unix.SIGCONT)
+		eventually(t, "PID 1 goes on", func() bool { return v.state() == procfs.StateSleeping })
+		zs = v.children(orphanCode)
+		if len(zs) < 10 {
+			break
+		}
+	}
+}
+
+func TestZombieTraced(t *testing.T) {
+	v := startVictim(t, "zombie-traced")
+	v.expect("ready")
+	v.parked("poll")
+	var z Zombie
+	eventually(t, "a traced zombie", func() bool {
+		kids, _ := liveProc.ThreadChildren(v.pid, v.pid)
+		for _, pid := range kids {
+			st, err := liveProc.Status(pid)
+			if err == nil && st.State == procfs.StateZombie && st.TracerPid != 0 {
+				stat, _ := liveProc.Stat(pid)
+				z = Zombie{PID: pid, StartTime: stat.StartTime, NSPID: st.NSpid[len(st.NSpid)-1]}
+				return true
+			}
+		}
+		return false
+	})
+	rep := reap(t, newClient(t), v.request(z))
+	if rep.Attached || rep.Results[0].Reason != ReasonZombieTraced {
+		t.Errorf("report %+v", rep)
+	}
+	v.poke()
+	v.expect("woken")
+}
+
+func TestTraced(t *testing.T) {
+	v := startVictim(t, "park")
+	v.expect("ready")
+	zs := v.orphans(1)
+	v.parked("poll")
+	release := helperSeize(t, v.pid)
+	rep := reap(t, newClient(t), v.request(zs...))
+	if rep.Attached || rep.Reason != ReasonTraced {
+		t.Errorf("report %+v", rep)
+	}
+	release()
+	eventually(t, "no tracer", func() bool {
+		st, err := liveProc.Status(v.pid)
+		return err == nil && st.TracerPid == 0
+	})
+	if rep := reap(t, newClient(t), v.request(zs...)); rep.Count(Reaped) != 1 {
+		t.Errorf("once it is not traced any more: %+v", rep)
+	}
+}
+
+// TestSignalStorm: no signal with a handler is lost, doubled or put out of order, and PID 1 survives.
+func TestSignalStorm(t *testing.T) {
+	const n = 300
+	v := startVictim(t, "storm", fmt.Sprint(n))
+	var rt int
+	fmt.Sscanf(v.expect("ready"), "rt %d", &rt)
+	zs := v.orphans(n)
+	stop := make(chan struct{})
+	sent := make(chan int)
+	go func() {
+		count := 0
+		for {
+			select {
+			case <-stop:
+				sent <- count
+				return
+			default:
+			}
+			unix.Kill(int(v.pid), unix.SIGUSR1)
+			if queueSignal(int(v.pid), rt, count) == nil {
+				count++
+			}
+			time.Sleep(50 * time.Microsecond)
+		}
+	}()
+	c := newClient(t)
+	why := map[Reason]int{}
+	attached, reaped := 0, 0
+	for i := 0; i < 400 && len(zs) > 0; i++ {
+		rep := reap(t, c, v.request(zs[0]))
+		why[rep.Reason]++
+		if rep.Attached {
+			attached++
+		}
+		if rep.Results[0].Outcome == Reaped {
+			reaped++
+			zs = zs[1:]
+		}
+	}
+	close(stop)
+	count := <-sent
+	// What is queued is handled before poll looks at its file again.
+	eventually(t, "no signal pending", func() bool {
+		st, err := liveProc.Status(v.pid)
+		return err == nil && st.ShdPnd|st.SigPnd == 0
+	})
+	v.poke()
+	var usr1, rts, disorder, bad int
+	line := v.expect("done")
+	if _, err := fmt.Sscanf(line, "usr1 %d rt %d disorder %d bad %d", &usr1, &rts, &disorder, &bad); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d attaches, %d reaped, reasons %v; %d real-time signals", attached, reaped, why, count)
+	if rts != count || disorder != 0 || bad != 0 || usr1 == 0 {
+		t.Errorf("PID 1 counted %s, sent were %d", line, count)
+	}
+	if attached == 0 {
+		t.Error("no attach: the test has shown nothing")
+	}
+}
+
+// TestDeath: PID 1 may be killed, or replace itself, at any moment.
+func TestDeath(t *testing.T) {
+	t.Run("killed", func(t *testing.T) {
+		c := newClient(t)
+		for i := range 20 {
+			v := startVictim(t, "park", "60")
+			v.expect("ready")
+			zs := v.orphans(60)
+			v.parked("poll")
+			go func() {
+				// Somewhere in the middle, a little later each time.
+				time.Sleep(time.Duration(i) * 300 * time.Microsecond)
+				unix.Kill(int(v.pid), unix.SIGKILL)
+			}()
+			rep := reap(t, c, v.request(zs...))
+			if rep.Reason != "" && rep.Reason != ReasonVanished && rep.Reason != ReasonExiting && rep.Reason != ReasonBusy {
+				t.Errorf("report: %s %s", rep.Reason, rep.Detail)
+			}
+			<-v.done
+			if !v.ws.Signaled() || v.ws.Signal() != syscall.SIGKILL {
+				t.Errorf("PID 1 ended with %#x, want SIGKILL", v.ws)
+			}
+		}
+	})
+	t.Run("execve by another thread", func(t *testing.T) {
+		v := startVictim(t, "exec-loop", "200")
+		v.expect("ready")
+		zs := v.orphans(200)
+		c := newClient(t)
+		why := map[Reason]int{}
+		attached := 0
+		for range 300 {
+			rep := reap(t, c, v.request(zs...))
+			why[rep.Reason]++
+			if rep.Attached {
+				attached++
+			}
+			select {
+			case <-v.done:
+				t.Fatalf("PID 1 ended with %#x", v.ws)
+			default:
+			}
+		}
+		t.Logf("%d attaches, reasons %v, %d of 200 left", attached, why, len(v.children(orphanCode)))
+		if attached == 0 {
+			t.Error("no attach: the test has shown nothing")
+		}
+	})
+}
+
+// Test32Bit: the tracer writes 64-bit registers only.
+func Test32Bit(t *testing.T) {
+	requireKernel(t)
+	bin := filepath.Join(t.TempDir(), "victim32")
+	out, err := exec.Command("gcc", "-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector",
+		"-O1", "-Wall", "-o", bin, "testdata/victim32.c").CombinedOutput()
+	if err != nil {
+		t.Skipf("cannot compile for 32 bits: %v: %s", err, out)
+	}
+	v := startPID1(t, bin)
+	v.expect("ready")
+	zs := v.orphans(1)
+	eventually(t, "sleep", func() bool { return v.state() == procfs.StateSleeping })
+	rep := reap(t, newClient(t), v.request(zs...))
+	if rep.Count(Left) != 1 {
+		t.Errorf("report %+v", rep)
+	}
+	t.Logf("reason %s: %s", rep.Reason, rep.Detail)
+	if v.state() != procfs.StateSleeping {
+		t.Errorf("state %v afterwards", v.state())
+	}
+}
+
+func TestBudget(t *testing.T) {
+	const n = 200
+	v := startVictim(t, "park", fmt.Sprint(n))
+	v.expect("ready")
+	zs := v.orphans(n)
+	v.parked("poll")
+	c := newClient(t)
+	req := v.request(zs...)
+	req.MaxStop = time.Millisecond
+	rep := reap(t, c, req)
+	if rep.Count(Reaped) == 0 || rep.Count(Left) == 0 {
+		t.Errorf("%d reaped, %d left", rep.Count(Reaped), rep.Count(Left))
+	}
+	for _, r := range rep.Results {
+		if r.Outcome == Left && r.Reason != ReasonBudget {
+			t.Fatalf("left for %q", r.Reason)
+		}
+	}
+	req.MaxStop = 1
+	req.Zombies = v.children(orphanCode)
+	if rep := reap(t, c, req); rep.Count(Reaped) != 1 {
+		t.Errorf("with the least budget: %d reaped, want 1", rep.Count(Reaped))
+	}
+}
+
+// queueSignal is sigqueue(3) with an int.
+func queueSignal(pid, sig, value int) error {
+	var info [siginfoSize]byte
+	put := func(off int, v int32) { *(*int32)(unsafe.Pointer(&info[off])) = v }
+	put(0, int32(sig))
+	put(8, -1) // SI_QUEUE
+	put(16, int32(os.Getpid()))
+	put(24, int32(value))
+	_, _, errno := unix.RawSyscall(unix.SYS_RT_SIGQUEUEINFO, uintptr(pid), uintptr(sig), uintptr(unsafe.Pointer(&info)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func BenchmarkReap(b *testing.B) {
+	for _, call := range []string{"futex", "poll"} {
+		for _, batch := range []int{1, 50} {
+			b.Run(fmt.Sprintf("%s/%d", call, batch), func(b *testing.B) {
+				c := newClient(b)
+				var stopped, longest time.Duration
+				reaped, attaches := 0, 0
+				var v *victim
+				var zs []Zombie
+				for b.Loop() {
+					if len(zs) < batch {
+						b.StopTimer()
+						v = startVictim(b, "parked", call, "500", "0")
+						v.expect("ready")
+						zs = v.orphans(500)
+						v.parked("")
+						b.StartTimer()
+					}
+					rep := reap(b, c, v.request(zs[:batch]...))
+					zs = zs[batch:]
+					reaped += rep.Count(Reaped)
+					stopped += rep.Stopped
+					longest = max(longest, rep.Stopped)
+					attaches++
+				}
+				if reaped > 0 {
+					b.ReportMetric(float64(stopped.Microseconds())/float64(reaped), "µs-stopped/zombie")
+					b.ReportMetric(float64(stopped.Microseconds())/float64(attaches), "µs-stopped/attach")
+					b.ReportMetric(float64(longest.Microseconds()), "µs-longest-stop")
+				}
+			})
+		}
+	}
+}
