@@ -88,6 +88,7 @@ $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
 
 .PHONY: tools
 tools: $(TOOL_FILES) ## Build containerd, runc, ctr, nerdctl and crictl into bin/tools (pinned in integration/tools).
+	@:
 
 $(TOOLS)/golangci-lint: integration/tools/lint/go.mod
 	@mkdir -p $(TOOLS)
@@ -100,6 +101,7 @@ $(TESTPROGS)/%: integration/testprogs/%.c
 
 .PHONY: testprogs
 testprogs: $(TESTPROG_B) ## Compile the static programs that run inside test containers.
+	@:
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
