@@ -35,9 +35,9 @@ func main() {
 	length := flag.Duration("for", 20*time.Second, "how long to leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := demo(ctx, *length, os.Stdout); err != nil {
-		stop()
+	err := demo(ctx, *length, os.Stdout)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -67,7 +67,12 @@ func demo(ctx context.Context, length time.Duration, out io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(os.Stderr, "--- log of containerd and the shims\n%s---\n", d.Log())
+		}
+		err = errors.Join(err, d.Close())
+	}()
 
 	sides := []*side{{runtime: harness.RuncRuntime}, {runtime: harness.ReaperRuntime}}
 	for _, s := range sides {
