@@ -91,7 +91,7 @@ type tracee interface {
 
 // facts are what is looked up in /proc again while the thread is stopped.
 type facts interface {
-	// sameProcess returns errGone if PID 1 is not the process of the request any more.
+	// sameProcess returns an error if PID 1 has ended or is not the process of the request any more.
 	sameProcess() error
 	// thread returns the status of the thread, with the signals pending for the process.
 	thread() (procfs.Status, error)
@@ -162,12 +162,7 @@ func (a *attach) run() {
 	case errors.As(err, &d):
 		a.rep.Reason, a.rep.Detail = d.reason, d.detail
 	case errors.Is(err, errGone):
-		a.released = true
-		a.rep.Reason, a.rep.Detail = ReasonVanished, err.Error()
-		// ptrace(2) also says ESRCH of a tracee that runs. It should never get that far; if it does, our end frees it.
-		if st, err := a.f.thread(); a.rep.Attached && err == nil && st.TracerPid != 0 {
-			a.rep.Reason = ReasonTimeout
-		}
+		a.bury(err)
 	case errors.Is(err, errStuck):
 		a.released = true // by the end of this process
 		a.rep.Reason, a.rep.Detail = ReasonTimeout, err.Error()
@@ -189,8 +184,32 @@ func (a *attach) run() {
 	}
 }
 
+// bury ends our part in a thread that has died. Its death is shown to the tracer first: until we have waited for it, its
+// parent does not learn that PID 1 has ended (wait_consider_task() in kernel/exit.c).
+func (a *attach) bury(cause error) {
+	a.released = true
+	a.rep.Reason, a.rep.Detail = ReasonVanished, cause.Error()
+	for a.rep.Attached {
+		s, err := a.t.wait(stopWait)
+		if errors.Is(err, errStuck) || err == nil && s.kind != stopGone {
+			// Still there, whatever ptrace said, or waiting for its siblings to die: the end of this process lets go.
+			a.rep.Reason = ReasonTimeout
+			return
+		}
+		break
+	}
+	if a.f.sameProcess() == nil {
+		a.rep.Reason = ReasonBusy // the thread ended, or another one has called execve(2)
+	}
+}
+
 func (a *attach) session() error {
-	if err := a.t.seize(); err != nil {
+	err := a.t.seize()
+	if errors.Is(err, errPerm) {
+		// Also said of a thread that is just exiting or being replaced by execve(2).
+		err = a.t.seize()
+	}
+	if err != nil {
 		return a.seizeError(err)
 	}
 	a.rep.Attached = true

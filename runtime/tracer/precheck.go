@@ -92,8 +92,20 @@ func (o *observer) zombie(parent procfs.HostPID, level int, z Zombie) Reason {
 	if why := zombieStat(stat, err, parent, z); why != "" {
 		return why
 	}
-	status, err := o.proc.Status(z.PID)
+	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(z.PID) })
 	return zombieStatus(status, err, level, z)
+}
+
+// settled repeats a read that made no sense: the status of a task that is being released says NSpid 0, and the next read
+// finds it gone.
+func settled(read func() (procfs.Status, error)) (s procfs.Status, err error) {
+	for range 10 {
+		s, err = read()
+		if err == nil || errors.Is(err, procfs.ErrVanished) || errors.Is(err, fs.ErrPermission) {
+			break
+		}
+	}
+	return s, err
 }
 
 func zombieStat(s procfs.Stat, err error, parent procfs.HostPID, z Zombie) Reason {
@@ -156,7 +168,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		consider procfs.SignalSet // caught by the process or blocked by a thread
 	)
 	for _, tid := range tids {
-		st, err := o.proc.ThreadStatus(req.PID, tid)
+		st, err := settled(func() (procfs.Status, error) { return o.proc.ThreadStatus(req.PID, tid) })
 		if errors.Is(err, procfs.ErrVanished) {
 			continue
 		} else if err != nil {

@@ -309,13 +309,18 @@ func (f *liveFacts) sameProcess() error {
 	if err != nil {
 		return fmt.Errorf("look at process %d: %w", f.req.PID, errGone)
 	}
+	if s.Zombie() || s.State == procfs.StateDead {
+		return no(ReasonExiting, "process %d is in state %v", f.req.PID, s.State)
+	}
 	if s.StartTime != f.req.StartTime {
 		return no(ReasonVanished, "process %d started at %d, not at %d", f.req.PID, s.StartTime, f.req.StartTime)
 	}
 	return nil
 }
 
-func (f *liveFacts) thread() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) }
+func (f *liveFacts) thread() (procfs.Status, error) {
+	return settled(func() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) })
+}
 
 func (f *liveFacts) zombie(i int, quick bool) Reason {
 	z := f.req.Zombies[i]
@@ -323,11 +328,13 @@ func (f *liveFacts) zombie(i int, quick bool) Reason {
 	if why := zombieStat(stat, err, f.req.PID, z); why != "" || quick {
 		return why
 	}
-	var status procfs.Status
-	data, err := f.read(f.fds[i][1])
-	if err == nil {
-		status, err = procfs.ParseStatus(data)
-	}
+	status, err := settled(func() (procfs.Status, error) {
+		data, err := f.read(f.fds[i][1])
+		if err != nil {
+			return procfs.Status{}, err
+		}
+		return procfs.ParseStatus(data)
+	})
 	return zombieStatus(status, err, f.level, z)
 }
 
