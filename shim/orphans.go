@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/sweep"
 )
 
-// children looks after the dead children of the shim. Most are runc's, and containers' and execs' init processes: those go
-// to containerd's reaper, which tells the task service. The others are orphans of tasks in the PID namespace of the shim,
-// which it adopted as their subreaper: those are named, reaped here and told as what they are, so that no number of them can
-// stand in front of a container's exit. Whose a child is, is certain only while no call is in flight that makes processes
-// for the same task; until then it is left alone.
+// children looks after the dead children of the shim. Runc commands are waited for by whoever runs them (monitor). Init
+// processes of containers and execs go to containerd's reaper, which tells the task service. The others are orphans of tasks
+// in the PID namespace of the shim, which it adopted as their subreaper: those are named, reaped here and told as what they
+// are, so that no number of them can stand in front of a container's exit. Whose a child is, is certain only while no call is
+// in flight that makes processes for the same task; until then it is left alone.
 type children struct {
 	s    *service
 	self procfs.HostPID
@@ -26,6 +27,7 @@ type children struct {
 	mu       sync.Mutex
 	tasks    map[string]*task              // those in the shim's PID namespace
 	known    map[procfs.HostPID]uint64     // init and exec processes of those tasks, with their start times
+	commands map[procfs.HostPID]struct{}   // running runc commands
 	inFlight map[string]int                // calls that make processes, by task
 	adopted  map[procfs.HostPID]*candidate // children that may be orphans, living or dead
 }
@@ -48,6 +50,7 @@ func newChildren(s *service) *children {
 		wake:     make(chan struct{}, 1),
 		tasks:    make(map[string]*task),
 		known:    make(map[procfs.HostPID]uint64),
+		commands: make(map[procfs.HostPID]struct{}),
 		inFlight: make(map[string]int),
 		adopted:  make(map[procfs.HostPID]*candidate),
 	}
@@ -71,6 +74,17 @@ func (c *children) run() {
 		}
 		c.look()
 		c.s.kickAll()
+	}
+}
+
+// command notes that a runc command runs, or does no more.
+func (c *children) command(pid procfs.HostPID, runs bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if runs {
+		c.commands[pid] = struct{}{}
+	} else {
+		delete(c.commands, pid)
 	}
 }
 
@@ -146,26 +160,30 @@ func (c *children) lookAgainLocked(cand *candidate) {
 	}
 }
 
+// maxPasses bounds how often look asks for orphans before it goes on to the other dead.
+const maxPasses = 5
+
 // look deals with every dead child.
 func (c *children) look() {
-	c.mu.Lock()
-	shared := len(c.tasks) > 0
-	c.mu.Unlock()
-	if shared {
-		// Twice: what dies between the look and containerd's reaper, which takes whatever is dead, goes without a name
-		// unless it was seen alive, so that gap is kept small.
-		if others := c.takeOrphans(); !others {
+	for range maxPasses {
+		taken, others := c.takeOrphans()
+		if !others {
 			return
 		}
-		c.takeOrphans()
+		if taken == 0 {
+			break
+		}
+		// Again: what dies between the look and containerd's reaper, which takes all that is dead, goes without a name
+		// unless it was seen alive. That gap is kept as small as it can be.
 	}
 	if err := reaper.Reap(); err != nil {
 		log.L.WithError(err).Error("reap exited children")
 	}
 }
 
-// takeOrphans reaps the dead children that are certain to be orphans and reports whether there are other dead ones.
-func (c *children) takeOrphans() (others bool) {
+// takeOrphans reaps the dead children that are certain to be orphans and reports how many they were, and whether there are
+// dead ones for containerd's reaper.
+func (c *children) takeOrphans() (taken int, others bool) {
 	var found []orphan
 	c.mu.Lock()
 	for _, pid := range c.list() {
@@ -173,12 +191,17 @@ func (c *children) takeOrphans() (others bool) {
 		if err != nil || st.PPID != c.self {
 			continue
 		}
-		cand := c.candidateFor(pid, st)
-		if !st.Zombie() {
+		if _, ok := c.commands[pid]; ok {
 			continue
 		}
-		if cand == nil || c.inFlight[cand.task.id] > 0 {
+		cand := c.candidateFor(pid, st)
+		switch {
+		case !st.Zombie():
+			continue
+		case cand == nil:
 			others = true
+			continue
+		case c.inFlight[cand.task.id] > 0:
 			continue
 		}
 		var ws unix.WaitStatus
@@ -202,7 +225,7 @@ func (c *children) takeOrphans() (others bool) {
 		o.task.reapedByShim.Add(1)
 		c.s.publishOrphan(o)
 	}
-	return others
+	return len(found), others
 }
 
 // list returns the children of all threads of the shim.
@@ -229,12 +252,9 @@ func (c *children) candidateFor(pid procfs.HostPID, st procfs.Stat) *candidate {
 	if cand := c.adopted[pid]; cand != nil && cand.startTime == st.StartTime {
 		return cand
 	}
-	cgroups, err := c.s.proc.Cgroups(pid)
-	if err != nil {
-		return nil
-	}
+	cgroup := sweep.ContainerPath(c.s.proc, pid)
 	for _, t := range c.tasks {
-		if t.holds(cgroups) {
+		if t.holds(cgroup) {
 			cand := &candidate{task: t, startTime: st.StartTime, comm: st.Comm}
 			c.adopted[pid] = cand
 			return cand

@@ -13,6 +13,7 @@ import (
 	ctrdshim "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
@@ -68,6 +69,7 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 	}
 	s.findTracer()
 	s.children = newChildren(s)
+	runc.Monitor = monitor{s.children}
 	go s.children.run()
 	sd.RegisterCallback(func(context.Context) error { s.close(); return nil })
 	return s, nil

@@ -3,7 +3,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,7 +42,7 @@ type process struct {
 	namespace uint64 // inode of the PID namespace
 	ownsNS    bool   // the init process is PID 1 of that namespace
 	init      lineage.Init
-	cgroup    string // path in the hierarchy that tells containers apart
+	cgroup    string // see sweep.ContainerPath; "" when it tells nothing
 	cgroupDir *sweep.Cgroup
 }
 
@@ -96,15 +95,14 @@ func identify(proc *procfs.FS, pid procfs.HostPID, started bool) (process, error
 		pid: pid, startTime: st.StartTime, namespace: ns,
 		ownsNS:    inner == 1,
 		init:      lineage.Init{PID: pid, SessionLeader: !started && st.Session == pid},
-		cgroup:    sweep.ContainerPath(cgroups),
+		cgroup:    sweep.ContainerPath(proc, pid),
 		cgroupDir: sweep.FindCgroup(os.DirFS("/sys/fs/cgroup"), cgroups),
 	}, nil
 }
 
-// holds reports whether a process in these cgroups belongs to the task: it is in the task's cgroup or below it.
-func (t *task) holds(cgroups []procfs.Cgroup) bool {
-	p := sweep.ContainerPath(cgroups)
-	return t.cgroup != "" && t.cgroup != "/" && (p == t.cgroup || strings.HasPrefix(p, path.Clean(t.cgroup)+"/"))
+// holds reports whether a process with this cgroup path belongs to the task: it is in the task's cgroup or below it.
+func (t *task) holds(cgroup string) bool {
+	return t.cgroup != "" && (cgroup == t.cgroup || strings.HasPrefix(cgroup, t.cgroup+"/"))
 }
 
 func orphanID(inner int) string { return "orphan-" + strconv.Itoa(inner) }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/log"
 
-	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 	"github.com/reaper-shim/reaper/runtime/tracer"
 )
@@ -113,11 +112,11 @@ func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
 }
 
 // attribute finds the task that an orphan belonged to: the one in whose cgroup it died, or else the owner.
-func (w *watcher) attribute(cgroups []procfs.Cgroup) *task {
+func (w *watcher) attribute(cgroup string) *task {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, t := range w.members {
-		if t.holds(cgroups) {
+		if t.holds(cgroup) {
 			return t
 		}
 	}
@@ -178,7 +177,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		w.mu.Unlock()
 		for _, o := range res.Reaped {
 			w.s.publishOrphan(orphan{
-				task: w.attribute(o.Cgroups), pid: int(o.PID), inner: int(o.NSPID),
+				task: w.attribute(o.Cgroup), pid: int(o.PID), inner: int(o.NSPID),
 				command: o.Comm, status: o.Status, died: o.FirstSeen,
 			})
 		}

@@ -112,9 +112,21 @@ func (p *FS) ThreadChildren(pid, tid HostPID) ([]HostPID, error) {
 	return ParseChildren(data)
 }
 
-// Cgroups reads /proc/<pid>/cgroup. It works on zombies.
+// Cgroups reads /proc/<pid>/cgroup. Of a zombie only the line of the unified hierarchy (cgroup v2) is true: those of the v1
+// hierarchies say "/" from the moment of its exit (kernel/cgroup/cgroup.c, proc_cgroup_show: PF_EXITING).
 func (p *FS) Cgroups(pid HostPID) ([]Cgroup, error) {
 	return parsed(p, path.Join(pid.String(), "cgroup"), ParseCgroups)
+}
+
+// Cpuset reads /proc/<pid>/cpuset: the path of the process in the hierarchy of the cpuset controller. On cgroup v1 it is true
+// of zombies as well (kernel/cgroup/cpuset.c, proc_cpuset_show). The file needs CONFIG_PROC_PID_CPUSET.
+func (p *FS) Cpuset(pid HostPID) (string, error) {
+	name := path.Join(pid.String(), "cpuset")
+	data, err := fs.ReadFile(p.fsys, name)
+	if err != nil {
+		return "", wrap("read", name, err)
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), deletedSuffix), nil
 }
 
 // PIDNamespace returns the inode number of the PID namespace that the process lives in.

@@ -68,6 +68,25 @@ func orNew(c *Cgroup, fsys fs.FS) *Cgroup {
 	return c
 }
 
+// ContainerPath returns a cgroup path that tells containers apart, for a process that may be a zombie: that of the unified
+// hierarchy, where the process is below its root (cgroup v2, and v1 beside it as runc uses it); else that of the cpuset
+// controller, the only one of v1 whose path the kernel still tells of a zombie; "" when neither says anything.
+func ContainerPath(proc *procfs.FS, pid procfs.HostPID) string {
+	lines, err := proc.Cgroups(pid)
+	if err != nil {
+		return ""
+	}
+	for _, l := range lines {
+		if l.Hierarchy == 0 && l.Path != "/" {
+			return l.Path
+		}
+	}
+	if p, err := proc.Cpuset(pid); err == nil && p != "/" {
+		return p
+	}
+	return ""
+}
+
 // Procs lists the living processes of the cgroup and of those below it, without order. Zombies are not listed.
 func (c *Cgroup) Procs() ([]procfs.HostPID, error) {
 	var pids []procfs.HostPID

@@ -55,7 +55,7 @@ type Orphan struct {
 	Comm      string       // as the process called itself
 	Status    int          // wait(2) status
 	FirstSeen time.Time    // as a zombie; it died at most one sweep earlier
-	Cgroups   []procfs.Cgroup
+	Cgroup    string       // see ContainerPath
 }
 
 // Result is the outcome of one sweep.

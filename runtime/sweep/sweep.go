@@ -400,10 +400,9 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 	for i, z := range batch {
 		req.Zombies[i] = tracer.Zombie{PID: z.stat.PID, StartTime: z.stat.StartTime, NSPID: z.nspid}
 		// Read now what cannot be read any more once it is reaped.
-		cgroups, _ := s.cfg.Proc.Cgroups(z.stat.PID)
 		orphans[i] = Orphan{
 			PID: z.stat.PID, NSPID: z.nspid, Comm: z.stat.Comm, Status: z.stat.ExitCode,
-			FirstSeen: z.firstSeen, Cgroups: cgroups,
+			FirstSeen: z.firstSeen, Cgroup: ContainerPath(s.cfg.Proc, z.stat.PID),
 		}
 	}
 	report, err := s.cfg.Reaper.Reap(ctx, req)
@@ -569,19 +568,4 @@ func changed(a, b Stats) bool {
 		}
 	}
 	return false
-}
-
-// ContainerPath returns the path of the cgroup that tells containers apart: that of the pids controller on cgroup v1, of
-// the unified hierarchy on v2; "" when there is neither.
-func ContainerPath(lines []procfs.Cgroup) string {
-	unified := ""
-	for _, l := range lines {
-		if slices.Contains(l.Controllers, "pids") {
-			return l.Path
-		}
-		if l.Hierarchy == 0 {
-			unified = l.Path
-		}
-	}
-	return unified
 }

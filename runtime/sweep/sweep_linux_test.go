@@ -244,15 +244,67 @@ func TestExecOrphanIsAskedForAfterTheGracePeriod(t *testing.T) {
 		if o.Comm != "sh" && o.Comm != "sleep" {
 			t.Errorf("orphan %d: command %q", o.PID, o.Comm)
 		}
-		if sweep.ContainerPath(o.Cgroups) == "" {
-			t.Errorf("orphan %d: no cgroup", o.PID)
-		}
 	}
 	if !slices.Contains(statuses, 7<<8) || !slices.Contains(statuses, 9) {
 		t.Errorf("wait statuses %v, want 1792 (exit 7) and 9 (SIGKILL) among them", statuses)
 	}
 	if st := s.Stats(); st.Reaped != uint64(len(res.Reaped)) || st.Attaches != 1 || st.LongestStop != time.Millisecond {
 		t.Errorf("statistics %+v", st)
+	}
+}
+
+// A zombie's cgroup is what tells whose container it was in, and on cgroup v1 /proc/<pid>/cgroup no longer does.
+func TestContainerPathOfAZombie(t *testing.T) {
+	testutil.Root(t)
+	proc := procfs.New(os.DirFS("/proc"))
+	name := fmt.Sprintf("reaper-path-%d", os.Getpid())
+	var dirs []string
+	for _, root := range []string{"unified", "cpuset", "."} {
+		dir := filepath.Join("/sys/fs/cgroup", root, name)
+		if root == "." && len(dirs) > 0 {
+			break
+		}
+		if _, err := os.Stat(filepath.Join(filepath.Dir(dir), "cgroup.procs")); err == nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	if len(dirs) == 0 {
+		testutil.Lacks(t, "neither the unified hierarchy nor the cpuset controller is mounted below /sys/fs/cgroup", "mount cgroup2")
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(filepath.Dir(dir)), func(t *testing.T) {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(dir)
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} { // empty on v1, which then takes no process
+				if data, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file)); err == nil {
+					_ = os.WriteFile(filepath.Join(dir, file), data, 0)
+				}
+			}
+			cmd := exec.Command("cat")
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer cmd.Wait() //nolint:errcheck // its status is of no interest
+			pid := procfs.HostPID(cmd.Process.Pid)
+			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid.String()), 0); err != nil {
+				t.Fatal(err)
+			}
+			alive := sweep.ContainerPath(proc, pid)
+			in.Close()
+			testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+				st, err := proc.Stat(pid)
+				return err == nil && st.Zombie(), fmt.Sprint(st, err)
+			})
+			if dead := sweep.ContainerPath(proc, pid); alive != "/"+name || dead != alive {
+				t.Errorf("path %q while it lives and %q as a zombie, want /%s", alive, dead, name)
+			}
+		})
 	}
 }
 
@@ -277,18 +329,24 @@ func TestOrphanThatLivedThroughASweep(t *testing.T) {
 	r := &recorder{answer: answerAll(tracer.Refused, tracer.ReasonWaiting)}
 	s, c := p.sweeper(r, 0)
 	// In PID 1's own session, so that only rule L can tell: the parent lives until the file is there.
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+	dir := t.TempDir()
+	gate := func(name string) (string, *os.File) {
+		path := filepath.Join(dir, name)
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return path, f
+	}
+	parentGate, parent := gate("parent")
+	childGate, child := gate("child")
+	if _, err := fmt.Fprintf(p.in, "plain (read x <%s; exit 9) & read y <%s\n", childGate, parentGate); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fmt.Fprintf(p.in, "plain (read x <%s; exit 9) & read y <%s\n", gate, gate); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(gate, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
 	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
 		pids, err := p.cgroup.Procs()
 		return len(pids) == 3, fmt.Sprint(pids, err)
@@ -298,10 +356,13 @@ func TestOrphanThatLivedThroughASweep(t *testing.T) {
 		return now >= st+lineage.MinTicks, fmt.Sprint(now, st)
 	})
 	mustSweep(t, s)
-	if _, err := f.WriteString("\n\n"); err != nil {
+	if _, err := parent.WriteString("\n"); err != nil {
 		t.Fatal(err)
 	}
-	p.expect("done ")
+	p.expect("done ") // the parent is gone, and could not reap the child on its way out
+	if _, err := child.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
 	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 && len(r.requests) > 0 })
 	proven := r.asked()[0]
 
