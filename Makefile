@@ -156,3 +156,7 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
 	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS)) dist
+
+.PHONY: docs
+docs: ## Render the pictures in docs/ (needs graphviz).
+	dot -Tsvg docs/zombie.dot -o docs/zombie.svg
