@@ -548,7 +548,7 @@ func (a *attach) reenter() error {
 		return fmt.Errorf("get registers: %w", err)
 	}
 	if info.op != opEntry || info.arch != auditArch || !a.swap.sameCall(&a.entry) {
-		return a.leaveEntry(no(ReasonInternal, "%s did not come back", a.call.name))
+		return a.leaveEntry(no(ReasonBusy, "%s did not come back", a.call.name))
 	}
 	return nil
 }

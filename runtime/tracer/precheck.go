@@ -206,9 +206,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		switch {
 		case st.Seccomp == procfs.SeccompStrict:
 			strict = true
-		case c.class == classUnsafe || st.State != procfs.StateSleeping:
+		case c.class == classUnsafe:
 			unsafe = c.name
-		default:
+		case st.State == procfs.StateSleeping:
 			cands = append(cands, candidate{tid, c, target})
 		}
 	}

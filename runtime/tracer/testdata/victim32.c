@@ -1,4 +1,4 @@
-// A 32-bit PID 1 without libc: leaves one orphan behind and waits in pause.
+// A 32-bit PID 1 without libc: leaves one orphan behind and waits for a child that lives.
 static long call(long nr, long a, long b, long c)
 {
 	long r;
@@ -7,6 +7,12 @@ static long call(long nr, long a, long b, long c)
 }
 
 enum { NR_exit = 1, NR_fork = 2, NR_write = 4, NR_waitpid = 7, NR_pause = 29 };
+
+static void pause_for_ever(void)
+{
+	for (;;)
+		call(NR_pause, 0, 0, 0);
+}
 
 void _start(void)
 {
@@ -18,7 +24,10 @@ void _start(void)
 		call(NR_exit, 0, 0, 0);
 	}
 	call(NR_waitpid, mid, 0, 0);
+	long child = call(NR_fork, 0, 0, 0);
+	if (child == 0)
+		pause_for_ever();
 	call(NR_write, 1, (long)ready, sizeof ready - 1);
-	for (;;)
-		call(NR_pause, 0, 0, 0);
+	call(NR_waitpid, child, 0, 0);
+	call(NR_exit, 1, 0, 0);
 }

@@ -1,0 +1,192 @@
+package tracer
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func validRequest() Request {
+	return Request{
+		Version: Version, PID: 100, StartTime: 5000, MaxStop: 3 * time.Millisecond,
+		Zombies: []Zombie{{PID: 101, StartTime: 5001, NSPID: 7}, {PID: 4194303, StartTime: 1<<64 - 1, NSPID: 8}},
+	}
+}
+
+func validReport() Report {
+	return Report{
+		Version: Version, Attached: true, TID: 100, Syscall: "poll", Stopped: 60 * time.Microsecond,
+		Results: []Result{{PID: 101, Outcome: Reaped}, {PID: 102, Outcome: Refused, Reason: ReasonWaiting}},
+	}
+}
+
+func TestRequestRoundTrip(t *testing.T) {
+	line, err := EncodeRequest(validRequest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(line), "\n") != 1 || !strings.HasSuffix(string(line), "\n") {
+		t.Errorf("not one line: %q", line)
+	}
+	got, err := DecodeRequest(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, validRequest()) {
+		t.Errorf("got %+v, want %+v", got, validRequest())
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	tests := []struct {
+		name string
+		edit func(*Request)
+	}{
+		{"another version", func(r *Request) { r.Version = Version + 1 }},
+		{"no pid", func(r *Request) { r.PID = 0 }},
+		{"pid too large", func(r *Request) { r.PID = maxPID + 1 }},
+		{"no zombies", func(r *Request) { r.Zombies = nil }},
+		{"too many zombies", func(r *Request) { r.Zombies = make([]Zombie, MaxZombies+1) }},
+		{"zombie without pid", func(r *Request) { r.Zombies[0].PID = 0 }},
+		{"wait for any child", func(r *Request) { r.Zombies[0].NSPID = -1 }},
+		{"PID 1 as zombie", func(r *Request) { r.Zombies[0].PID = r.PID }},
+		{"negative budget", func(r *Request) { r.MaxStop = -1 }},
+		{"endless budget", func(r *Request) { r.MaxStop = MaxMaxStop + 1 }},
+	}
+	for _, tc := range tests {
+		r := validRequest()
+		tc.edit(&r)
+		if _, err := EncodeRequest(r); !errors.Is(err, errProtocol) {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+	}
+	for _, text := range []string{
+		"", "{", "null", "[]", "{}", `{"version":1}`, `{"version":1,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
+		`{"version":1,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":1,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
+		strings.Repeat(" ", maxLine+1),
+	} {
+		if _, err := DecodeRequest([]byte(text)); err == nil {
+			t.Errorf("%.60q is accepted", text)
+		}
+	}
+}
+
+func TestLargestMessagesFit(t *testing.T) {
+	req := validRequest()
+	rep := validReport()
+	rep.Detail, rep.Results = strings.Repeat("é", maxDetail), nil
+	req.Zombies = nil
+	for range MaxZombies {
+		req.Zombies = append(req.Zombies, Zombie{PID: maxPID, StartTime: 1<<64 - 1, NSPID: maxPID})
+		rep.Results = append(rep.Results, Result{PID: maxPID, Outcome: Left, Reason: ReasonZombieTraced})
+	}
+	if _, err := EncodeRequest(req); err != nil {
+		t.Error(err)
+	}
+	line, err := EncodeReport(rep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeReport(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Detail) > maxDetail || !strings.HasPrefix(rep.Detail, got.Detail) {
+		t.Errorf("detail of %d bytes", len(got.Detail))
+	}
+	if err := got.answers(req); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadReports(t *testing.T) {
+	tests := []struct {
+		name string
+		edit func(*Report)
+	}{
+		{"another version", func(r *Report) { r.Version++ }},
+		{"unknown outcome", func(r *Report) { r.Results[0].Outcome = "eaten" }},
+		{"reaped for a reason", func(r *Report) { r.Results[0].Reason = ReasonBusy }},
+		{"left without one", func(r *Report) { r.Results[1] = Result{PID: 102, Outcome: Left} }},
+		{"stopped for less than nothing", func(r *Report) { r.Stopped = -1 }},
+		{"negative tid", func(r *Report) { r.TID = -1 }},
+		{"endless reason", func(r *Report) { r.Reason = Reason(strings.Repeat("x", maxDetail+1)) }},
+	}
+	for _, tc := range tests {
+		r := validReport()
+		tc.edit(&r)
+		if _, err := EncodeReport(r); !errors.Is(err, errProtocol) {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+	}
+	req := validRequest()
+	if err := validReport().answers(req); !errors.Is(err, errProtocol) {
+		t.Errorf("results of other zombies: %v", err)
+	}
+}
+
+func TestReadLine(t *testing.T) {
+	r := bufio.NewReaderSize(strings.NewReader("one\n\nthree"), 16)
+	for _, want := range []string{"one", ""} {
+		if line, err := readLine(r); err != nil || string(line) != want {
+			t.Errorf("got %q, %v, want %q", line, err, want)
+		}
+	}
+	if _, err := readLine(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("half a line: %v", err)
+	}
+	if _, err := readLine(r); !errors.Is(err, io.EOF) {
+		t.Errorf("end: %v", err)
+	}
+	r = bufio.NewReaderSize(strings.NewReader(strings.Repeat("x", 17)), 16)
+	if _, err := readLine(r); !errors.Is(err, errLineTooLong) {
+		t.Errorf("too long: %v", err)
+	}
+}
+
+// What is decoded can be encoded, and comes back the same.
+func FuzzDecodeRequest(f *testing.F) {
+	line, _ := EncodeRequest(validRequest())
+	f.Add(line)
+	f.Add([]byte(`{"version":1,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
+	f.Add([]byte(`{"version":1,"pid":1e2,"zombies":[]}`))
+	f.Add([]byte("{}\n{}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		req, err := DecodeRequest(data)
+		if err != nil {
+			return
+		}
+		line, err := EncodeRequest(req)
+		if err != nil {
+			t.Fatalf("decoded but not encodable: %v", err)
+		}
+		if again, err := DecodeRequest(line); err != nil || !reflect.DeepEqual(again, req) {
+			t.Fatalf("%+v became %+v, %v", req, again, err)
+		}
+	})
+}
+
+func FuzzDecodeReport(f *testing.F) {
+	line, _ := EncodeReport(validReport())
+	f.Add(line)
+	f.Add([]byte(`{"version":1,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
+	f.Add([]byte(`{"version":1,"results":null}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rep, err := DecodeReport(data)
+		if err != nil {
+			return
+		}
+		line, err := EncodeReport(rep)
+		if err != nil {
+			t.Fatalf("decoded but not encodable: %v", err)
+		}
+		again, err := DecodeReport(line)
+		if err != nil || again.Version != rep.Version || again.Stopped != rep.Stopped || len(again.Results) != len(rep.Results) {
+			t.Fatalf("%+v became %+v, %v", rep, again, err)
+		}
+	})
+}
