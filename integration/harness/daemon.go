@@ -420,7 +420,7 @@ func (d *Daemon) deletePods(ctx context.Context) error {
 	if err != nil || len(containers) == 0 {
 		return err
 	}
-	out, err := d.Command(ctx, "crictl", "--runtime-endpoint", "unix://"+d.Address, "rmp", "--all", "--force").CombinedOutput()
+	out, err := d.Command(ctx, "crictl", "--timeout", "30s", "--runtime-endpoint", "unix://"+d.Address, "rmp", "--all", "--force").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("crictl rmp --all --force: %w: %s", err, bytes.TrimSpace(out))
 	}

@@ -142,9 +142,20 @@ func procField(file, name string) (int64, error) {
 
 // PIDsCurrent returns pids.current of the cgroup that the process is in: zombies count in it.
 func PIDsCurrent(pid int) (int, error) {
-	groups, err := proc.Cgroups(procfs.HostPID(pid))
+	text, err := pidsFile(pid, "pids.current")
 	if err != nil {
 		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
+// PIDsMax returns pids.max of the cgroup that the process is in, a number or "max".
+func PIDsMax(pid int) (string, error) { return pidsFile(pid, "pids.max") }
+
+func pidsFile(pid int, name string) (string, error) {
+	groups, err := proc.Cgroups(procfs.HostPID(pid))
+	if err != nil {
+		return "", err
 	}
 	for _, m := range cgroupMounts() {
 		for _, g := range groups {
@@ -153,17 +164,17 @@ func PIDsCurrent(pid int) (int, error) {
 			if !v1 && !v2 {
 				continue
 			}
-			data, err := os.ReadFile(filepath.Join(m.mountPoint, g.Path, "pids.current"))
+			data, err := os.ReadFile(filepath.Join(m.mountPoint, g.Path, name))
 			if errors.Is(err, os.ErrNotExist) {
 				continue // hybrid: the controller is in the other hierarchy
 			}
 			if err != nil {
-				return 0, err
+				return "", err
 			}
-			return strconv.Atoi(strings.TrimSpace(string(data)))
+			return strings.TrimSpace(string(data)), nil
 		}
 	}
-	return 0, fmt.Errorf("pids.current of pid %d: no cgroup with the pids controller", pid)
+	return "", fmt.Errorf("%s of pid %d: no cgroup with the pids controller", name, pid)
 }
 
 // Children lists the living processes with the given parent and name (comm).
