@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	osexec "os/exec"
@@ -137,7 +138,8 @@ func TestInfo(t *testing.T) {
 		cmd.Stdin = bytes.NewReader(in)
 		out, err := cmd.Output()
 		if err != nil {
-			if exit, ok := err.(*osexec.ExitError); ok {
+			var exit *osexec.ExitError
+			if errors.As(err, &exit) {
 				return nil, fmt.Errorf("%w: %s", err, exit.Stderr)
 			}
 			return nil, err
