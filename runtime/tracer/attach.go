@@ -21,9 +21,9 @@ const (
 	scrubWait = 5 * time.Millisecond
 )
 
-// maxSignals is how many signals that mean nothing to PID 1 are passed on in one attach before it is given up: a flood of
-// them may not hold PID 1.
-const maxSignals = 64
+// maxSignals is how many signals that mean nothing to PID 1 are passed on in one attach before it is given up, if the stop
+// budget lasts that long: a flood of them may not hold PID 1.
+const maxSignals = 256
 
 // maxScrubs is how many SIGSTOPs from inside are taken out at the end of an attach.
 const maxScrubs = 8
@@ -93,6 +93,8 @@ type tracee interface {
 type facts interface {
 	// sameProcess returns an error if PID 1 has ended or is not the process of the request any more.
 	sameProcess() error
+	// traced reports whether the leader of PID 1 has a tracer.
+	traced() bool
 	// thread returns the status of the thread, with the signals pending for the process.
 	thread() (procfs.Status, error)
 	// zombie says why zombie i may not be reaped, or "". quick leaves out what cannot change once it was true.
@@ -134,6 +136,7 @@ type attach struct {
 	back   registers // entry, such that the thread re-executes the call by itself
 	swap   registers // scratch
 
+	inFlight   int  // the zombie that the thread is waiting for right now, or -1
 	filtered   bool // the thread has a seccomp filter
 	rewinding  bool // the registers are those of back: the signal path must not see them
 	signals    int  // passed on or dropped
@@ -155,6 +158,7 @@ func no(reason Reason, format string, args ...any) error {
 
 // run attaches, reaps what it can and lets go. The results are in the report; it never fails otherwise.
 func (a *attach) run() {
+	a.inFlight = -1
 	err := a.session()
 	var d *declined
 	switch {
@@ -198,8 +202,20 @@ func (a *attach) bury(cause error) {
 		}
 		break
 	}
-	if a.f.sameProcess() == nil {
-		a.rep.Reason = ReasonBusy // the thread ended, or another one has called execve(2)
+	if a.f.sameProcess() != nil {
+		return
+	}
+	if a.f.traced() {
+		// It called execve(2) itself before it came to a stop. That gives it the leader's number, and it stays traced
+		// under that one (ptrace(2), "execve(2) under ptrace"). Nothing of ours is in its registers.
+		a.rep.Reason = ReasonTimeout
+		return
+	}
+	// The thread has ended, or another one has called execve(2), which ends all others.
+	a.rep.Reason = ReasonBusy
+	if i := a.inFlight; i >= 0 && a.f.gone(i) {
+		// waitid was the last that it did.
+		a.rep.Results[i].Outcome, a.rep.Results[i].Reason = Reaped, ""
 	}
 }
 
@@ -344,7 +360,7 @@ func (a *attach) signal(sig int) (resume int, err error) {
 			return end("delivered")
 		}
 	}
-	if a.signals > maxSignals {
+	if a.signals > maxSignals || a.signals > 1 && a.now().Sub(a.stopped) > a.p.maxStop {
 		return end("more than this attach can take")
 	}
 	return sig, nil
@@ -580,7 +596,9 @@ func (a *attach) reap(i int) (tried bool, err error) {
 			return false, nil
 		}
 	}
+	a.inFlight = i
 	if err := a.t.syscall(0); err != nil {
+		a.inFlight = -1
 		return false, errors.Join(fmt.Errorf("run waitid: %w", err), a.unswap())
 	}
 	s, err := a.wait(swapWait)
@@ -588,7 +606,7 @@ func (a *attach) reap(i int) (tried bool, err error) {
 		return true, fmt.Errorf("wait for the exit of waitid: %w", err)
 	}
 	info, ierr := a.t.syscallInfo()
-	if err := a.t.setRegs(&a.resume); err != nil {
+	if err := a.t.setRegs(&a.resume); err != nil { // errGone: killed at its exit stop
 		return true, fmt.Errorf("restore registers: %w", err)
 	}
 	if a.filtered {
@@ -603,6 +621,7 @@ func (a *attach) reap(i int) (tried bool, err error) {
 		return true, a.surprise(s)
 	}
 	a.judge(i, info.value)
+	a.inFlight = -1
 	return true, nil
 }
 

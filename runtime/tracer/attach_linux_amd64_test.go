@@ -153,10 +153,12 @@ type fakeFacts struct {
 	status procfs.Status
 	looks  map[int][]Reason // per zombie, one answer for each look; then ""
 	there  map[int]bool     // zombies that stay
+	leader bool             // has a tracer
 }
 
 func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
+func (f *fakeFacts) traced() bool                   { return f.leader }
 func (f *fakeFacts) gone(i int) bool                { return !f.there[i] }
 func (f *fakeFacts) zombie(i int, quick bool) Reason {
 	if l := f.looks[i]; len(l) > 0 {
@@ -360,7 +362,21 @@ func TestAttachSequences(t *testing.T) {
 			reason: ReasonFrozen, results: []Outcome{Reaped, Left},
 		},
 		{
-			name: "dies while it waits", parked: futex,
+			name: "execve by another thread kills it after waitid", parked: futex,
+			stops:  []fakeStop{event(futex), entry(futex), gone, gone},
+			want:   toEntry + "set waitid 2 syscall 0 <gone> <gone>",
+			reason: ReasonBusy, results: []Outcome{Reaped},
+		},
+		{
+			name: "calls execve itself and is traced as the leader now", parked: futex,
+			tune:   func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.leader = true },
+			stops:  []fakeStop{{err: errGone}, {err: errGone}},
+			want:   "seize interrupt the thread is gone the thread is gone",
+			reason: ReasonTimeout, results: []Outcome{Left},
+		},
+		{
+			name: "execve by another thread kills it before waitid", parked: futex,
+			tune:   func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.there = map[int]bool{0: true} },
 			stops:  []fakeStop{event(futex), entry(futex), gone, gone},
 			want:   toEntry + "set waitid 2 syscall 0 <gone> <gone>",
 			reason: ReasonBusy, results: []Outcome{Left},

@@ -318,6 +318,11 @@ func (f *liveFacts) sameProcess() error {
 	return nil
 }
 
+func (f *liveFacts) traced() bool {
+	st, err := settled(func() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.req.PID) })
+	return err == nil && st.TracerPid != 0
+}
+
 func (f *liveFacts) thread() (procfs.Status, error) {
 	return settled(func() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) })
 }

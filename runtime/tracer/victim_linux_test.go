@@ -213,7 +213,11 @@ func (v *victim) parked(name string) {
 		tids, _ := liveProc.Threads(v.pid)
 		for _, tid := range tids {
 			sc, err := liveProc.ThreadSyscall(v.pid, tid)
-			if err == nil && !sc.Running && sc.Nr >= 0 && (name == "" || classifyCall(sc.Nr, sc.Args).name == name) {
+			if err != nil || sc.Running || sc.Nr < 0 {
+				continue
+			}
+			// Any wake-up, such as a sibling's exit, can have turned poll into restart_syscall.
+			if got := classifyCall(sc.Nr, sc.Args).name; name == "" || got == name || name == "poll" && got == "restart_syscall" {
 				return true
 			}
 		}
