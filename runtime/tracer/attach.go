@@ -202,7 +202,11 @@ func (a *attach) bury(cause error) {
 		}
 		break
 	}
-	if a.f.sameProcess() != nil {
+	var d *declined
+	if err := a.f.sameProcess(); errors.As(err, &d) {
+		a.rep.Reason, a.rep.Detail = d.reason, d.detail
+		return
+	} else if err != nil {
 		return
 	}
 	if a.f.traced() {

@@ -94,7 +94,13 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 		}
 		if err == nil {
 			if rep.Reason == ReasonTimeout {
-				c.retire(w) // it ends by itself: only that frees the thread it could not stop
+				// It ends by itself now, and only that frees the thread that it could not stop. Waiting for it lets the
+				// next request find PID 1 without a tracer.
+				c.retire(w)
+				select {
+				case <-w.exited:
+				case <-ctx.Done():
+				}
 			}
 			return rep, nil
 		}

@@ -51,7 +51,7 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 	case stat.Zombie() || stat.State == procfs.StateDead:
 		return p, no(ReasonExiting, "process %d is in state %v", req.PID, stat.State)
 	}
-	status, err := o.proc.Status(req.PID)
+	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(req.PID) })
 	if err != nil {
 		return p, lookupError(err)
 	}
@@ -104,6 +104,7 @@ func settled(read func() (procfs.Status, error)) (s procfs.Status, err error) {
 		if err == nil || errors.Is(err, procfs.ErrVanished) || errors.Is(err, fs.ErrPermission) {
 			break
 		}
+		time.Sleep(100 * time.Microsecond)
 	}
 	return s, err
 }

@@ -361,7 +361,7 @@ func perform(req Request) Report {
 			continue
 		}
 		switch {
-		case rep.Reason == ReasonVanished || rep.Reason == ReasonExiting:
+		case rep.Reason == ReasonVanished:
 			// A namespace ends with its init, and so do the zombies.
 			r.Outcome, r.Reason = Vanished, ReasonVanished
 		case rep.Reason == "":

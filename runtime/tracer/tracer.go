@@ -76,7 +76,7 @@ const (
 	ReasonSigchldPending  Reason = "sigchld-pending"  // PID 1 has not been told yet that a child died
 	ReasonBusy            Reason = "busy"             // no thread was parked
 	ReasonUnsafeSyscall   Reason = "unsafe-syscall"   // threads were parked, none in a call that may be interrupted; see Detail
-	ReasonExiting         Reason = "exiting"          // PID 1 is a zombie itself
+	ReasonExiting         Reason = "exiting"          // PID 1 is a zombie itself, or a thread of it is in the middle of execve(2)
 	ReasonVanished        Reason = "vanished"         // PID 1 is gone, or its PID has another owner
 	ReasonNoPermission    Reason = "no-permission"    // the kernel or a security module forbids ptrace
 	ReasonTimeout         Reason = "timeout"          // it did not stop in time; the worker has ended
