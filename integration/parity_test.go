@@ -111,8 +111,13 @@ func TestParityLifecycle(t *testing.T) {
 		tr.err("start", c.Task.Start(ctx))
 		tr.err("start again", c.Task.Start(ctx))
 		tr.add("running: %s", status(t, c.Task))
-		id, err := harness.IdentityOf(c.PID)
-		tr.add("init has number %d, program %s, error %v", id.NSPID, id.Exe, err)
+		// Start returns when runc's init has been told to go on, a moment before it executes the program.
+		var id harness.Identity
+		testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+			id, err = harness.IdentityOf(c.PID)
+			return err == nil && id.Exe == "/bin/pause1", fmt.Sprintf("%+v, error %v", id, err)
+		})
+		tr.add("init has number %d", id.NSPID)
 
 		pids, err := c.Task.Pids(ctx)
 		tr.add("%d pids, init among them: %v, error %v", len(pids),
@@ -391,7 +396,12 @@ func TestParityEvents(t *testing.T) {
 				case *apievents.TaskExit:
 					who, more = role(p.ContainerID, p.ID), fmt.Sprint(p.ExitStatus)
 				case *apievents.TaskDelete:
-					who, more = role(p.ContainerID, p.ID), fmt.Sprint(p.ExitStatus)
+					// That of init is published while the shim already shuts down, and either runtime may lose it: the task
+					// service closes its publisher without waiting for what is queued.
+					if who = role(p.ContainerID, p.ID); who == "init" {
+						who = ""
+					}
+					more = fmt.Sprint(p.ExitStatus)
 				case *apievents.TaskExecAdded:
 					who = role(p.ContainerID, p.ExecID)
 				case *apievents.TaskExecStarted:
@@ -404,6 +414,11 @@ func TestParityEvents(t *testing.T) {
 					who = role(p.ID, "")
 				case *apievents.ContainerDelete:
 					who = role(p.ID, "")
+				}
+				// The shim ends with its last task, and this event is lost with it now and then: runc.v2 closes its
+				// publisher without waiting for what is queued.
+				if e.Topic == "/tasks/delete" && who == "init" {
+					continue
 				}
 				if who != "" {
 					lines = append(lines, strings.TrimSpace(e.Topic+" "+who+" "+more))

@@ -30,10 +30,12 @@ func TestZombies(t *testing.T) {
 		for _, way := range ways {
 			t.Run(way.name, func(t *testing.T) {
 				c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
-				before, err := harness.IdentityOf(c.PID)
-				if err != nil {
-					t.Fatal(err)
-				}
+				var before harness.Identity
+				testutil.Eventually(t, 5*time.Second, func() (bool, string) { // until runc init has become the entrypoint
+					var err error
+					before, err = harness.IdentityOf(c.PID)
+					return err == nil && before.Exe == "/bin/pause1", fmt.Sprintf("%+v, %v", before, err)
+				})
 				exec(t, c, way.args...)
 				gone(t, c, way.count, way.life, ours)
 				after, err := harness.IdentityOf(c.PID)
