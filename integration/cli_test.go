@@ -89,12 +89,13 @@ func TestCtr(t *testing.T) {
 			topics = nil
 			for line := range strings.Lines(events.String()) {
 				for word := range strings.FieldsSeq(line) {
-					if strings.HasPrefix(word, "/tasks/") && word != "/tasks/zombies" {
+					// A shim that ends loses the event of the deletion now and then, runc.v2's as well.
+					if strings.HasPrefix(word, "/tasks/") && word != "/tasks/zombies" && word != "/tasks/delete" {
 						topics = append(topics, word)
 					}
 				}
 			}
-			return len(topics) > 0 && topics[len(topics)-1] == "/tasks/delete", strings.Join(topics, " ")
+			return strings.Contains(events.String(), "/containers/delete"), strings.Join(topics, " ")
 		})
 		tr.add("events: %v", topics)
 	})
