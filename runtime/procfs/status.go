@@ -115,7 +115,10 @@ func parseNSpid(val []byte) ([]NSPID, error) {
 		if err != nil {
 			return nil, err
 		}
-		if n <= 0 {
+		if n == 0 {
+			return nil, ErrVanished // the kernel is just releasing it
+		}
+		if n < 0 {
 			return nil, fmt.Errorf("%d: want a positive number", n)
 		}
 		pids = append(pids, NSPID(n))

@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -76,6 +77,14 @@ func TestParseStatusRejects(t *testing.T) {
 				t.Errorf("accepted as %+v", s)
 			}
 		})
+	}
+}
+
+// A task that is being released has the number 0 at every level.
+func TestParseStatusOfAVanishingProcess(t *testing.T) {
+	_, err := ParseStatus([]byte(strings.Replace(statusText, "27747	12	1", "0	0	0", 1)))
+	if !errors.Is(err, ErrVanished) {
+		t.Errorf("got %v, want ErrVanished", err)
 	}
 }
 

@@ -193,14 +193,13 @@ func (a *attach) run() {
 func (a *attach) bury(cause error) {
 	a.released = true
 	a.rep.Reason, a.rep.Detail = ReasonVanished, cause.Error()
-	for a.rep.Attached {
+	if a.rep.Attached {
 		s, err := a.t.wait(stopWait)
 		if errors.Is(err, errStuck) || err == nil && s.kind != stopGone {
 			// Still there, whatever ptrace said, or waiting for its siblings to die: the end of this process lets go.
 			a.rep.Reason = ReasonTimeout
 			return
 		}
-		break
 	}
 	var d *declined
 	if err := a.f.sameProcess(); errors.As(err, &d) {
@@ -532,7 +531,6 @@ func (a *attach) batch() error {
 			if err := a.reenter(); err != nil {
 				return err
 			}
-			atEntry = true
 		}
 		tried, err := a.reap(i)
 		if err != nil && !tried {

@@ -24,11 +24,10 @@ type fakeTracee struct {
 	running bool
 	orig    registers // the parked thread's own, as first shown
 
-	stopInfo    sigInfo
-	pending     []int // answers of pendingStops (inside), the last one for ever
-	suspendErr  error
-	seizeErr    error
-	freedBefore bool
+	stopInfo   sigInfo
+	pending    []int // answers of pendingStops (inside), the last one for ever
+	suspendErr error
+	seizeErr   error
 }
 
 // fakeStop is one answer of wait: a stop with the registers and syscall info that go with it, or an error.

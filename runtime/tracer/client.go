@@ -235,16 +235,18 @@ func startWorker(path string, args []string) (*worker, error) {
 	return w, nil
 }
 
+// setDeadline bounds reads and writes. Its only error is that the pipe is closed, which the read or write will say.
+func (w *worker) setDeadline(at time.Time) {
+	_ = w.stdin.SetDeadline(at)
+	_ = w.stdout.SetDeadline(at)
+}
+
 // ask sends one request and reads its report.
 func (w *worker) ask(ctx context.Context, line []byte) (Report, error) {
 	if deadline, ok := ctx.Deadline(); ok {
-		w.stdin.SetDeadline(deadline)
-		w.stdout.SetDeadline(deadline)
+		w.setDeadline(deadline)
 	}
-	stop := context.AfterFunc(ctx, func() {
-		w.stdin.SetDeadline(time.Unix(1, 0))
-		w.stdout.SetDeadline(time.Unix(1, 0))
-	})
+	stop := context.AfterFunc(ctx, func() { w.setDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := w.stdin.Write(line); err != nil {
 		return Report{}, deadlineError(fmt.Errorf("write request: %w", err))
@@ -290,7 +292,7 @@ func (w *worker) lastWords() string {
 	w.once.Do(func() {
 		defer close(w.said)
 		buf := make([]byte, 2048)
-		w.stderr.SetReadDeadline(time.Now().Add(stderrWait))
+		_ = w.stderr.SetReadDeadline(time.Now().Add(stderrWait))
 		if n, _ := io.ReadFull(w.stderr, buf); n > 0 {
 			out = fmt.Sprintf(" (it said: %q)", buf[:n])
 		}

@@ -126,7 +126,11 @@ func TestWorkerIgnoresSignals(t *testing.T) {
 	}
 	// Needs CAP_SYS_RESOURCE, which root in a container may not have: the test process says whether we do.
 	if os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0) == nil {
-		defer os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
+		defer func() {
+			if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0); err != nil {
+				t.Error(err)
+			}
+		}()
 		if score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); strings.TrimSpace(string(score)) != "-1000" {
 			t.Errorf("oom_score_adj %s, %v", score, err)
 		}

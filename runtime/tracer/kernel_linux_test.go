@@ -407,7 +407,9 @@ func TestNotAChild(t *testing.T) {
 	v := startVictim(t, "parked", "poll", "1", "0")
 	ids := v.expect("ready")
 	var helper, own int
-	fmt.Sscanf(ids, "helper %d own %d", &helper, &own)
+	if _, err := fmt.Sscanf(ids, "helper %d own %d", &helper, &own); err != nil {
+		t.Fatalf("the victim said %q: %v", ids, err)
+	}
 	z := v.orphans(1)[0]
 	v.parked("poll")
 	for _, tc := range []struct {
@@ -549,7 +551,9 @@ func TestSignalStorm(t *testing.T) {
 	const n = 300
 	v := startVictim(t, "storm", fmt.Sprint(n))
 	var rt int
-	fmt.Sscanf(v.expect("ready"), "rt %d", &rt)
+	if _, err := fmt.Sscanf(v.expect("ready"), "rt %d", &rt); err != nil {
+		t.Fatal(err)
+	}
 	zs := v.orphans(n)
 	stop := make(chan struct{})
 	sent := make(chan int)

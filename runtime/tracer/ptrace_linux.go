@@ -122,7 +122,7 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			_ = unix.Nanosleep(&ts, nil)
 		default:
 			// With one CPU the thread cannot get anywhere while we ask.
-			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // never fails (sched_yield(2))
 		}
 	}
 }
@@ -275,7 +275,7 @@ func openProc(pid procfs.HostPID, name string) (int, error) {
 
 // vanished turns the errors of a process that is gone into procfs.ErrVanished.
 func vanished(err error) error {
-	if err == unix.ENOENT || err == unix.ESRCH {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return procfs.ErrVanished
 	}
 	return err
@@ -360,11 +360,11 @@ func perform(req Request) Report {
 		if r.Outcome != Left {
 			continue
 		}
-		switch {
-		case rep.Reason == ReasonVanished:
+		switch rep.Reason {
+		case ReasonVanished:
 			// A namespace ends with its init, and so do the zombies.
 			r.Outcome, r.Reason = Vanished, ReasonVanished
-		case rep.Reason == "":
+		case "":
 			r.Reason = ReasonBudget
 		}
 	}
@@ -389,8 +389,10 @@ func attempt(req Request, rep *Report) {
 	f, err := openFacts(o, req, &p, rep.Results)
 	defer f.close()
 	if err != nil {
-		d := lookupError(err).(*declined)
-		rep.Reason, rep.Detail = d.reason, d.detail
+		rep.Reason, rep.Detail = ReasonInternal, err.Error()
+		if errors.As(lookupError(err), &d) {
+			rep.Reason, rep.Detail = d.reason, d.detail
+		}
 		return
 	}
 	a := &attach{

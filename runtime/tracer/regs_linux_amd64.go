@@ -17,8 +17,6 @@ const auditArch = 0xc000003e
 // 32-bit task has 68 bytes.
 type registers unix.PtraceRegs
 
-const registersSize = 27 * 8
-
 // userCS is __USER_CS (arch/x86/include/asm/segment.h), the code segment of 64-bit user mode.
 const userCS = 0x33
 

@@ -55,6 +55,7 @@ type Request struct {
 // Outcome says what became of one zombie.
 type Outcome string
 
+// The outcomes.
 const (
 	Reaped   Outcome = "reaped"   // PID 1 waited for it, and it is gone
 	Vanished Outcome = "vanished" // it was gone before we came to it: somebody else reaped it, or PID 1 ended
@@ -150,7 +151,7 @@ func Find(self string) (string, error) {
 	if perr == nil {
 		return onPath, nil
 	}
-	return "", fmt.Errorf("%w: beside the shim (%s): %v; on PATH (%s): %v", ErrNoWorker, beside, err, os.Getenv("PATH"), perr)
+	return "", fmt.Errorf("%w: beside the shim (%s): %w; on PATH (%s): %w", ErrNoWorker, beside, err, os.Getenv("PATH"), perr)
 }
 
 // Supported says whether this build can trace at all: "" if so, else the reason that every request would be declined for.

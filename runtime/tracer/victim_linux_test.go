@@ -145,7 +145,7 @@ func startPID1(t testing.TB, path string, args ...string) *victim {
 		stdoutR.Close()
 	}()
 	go func() {
-		cmd.Wait()
+		_ = cmd.Wait() // its status is what counts
 		v.ws, _ = cmd.ProcessState.Sys().(syscall.WaitStatus)
 		close(v.done)
 	}()
@@ -437,7 +437,7 @@ func helperSeize(t testing.TB, tid procfs.HostPID) (release func()) {
 	}
 	release = sync.OnceFunc(func() {
 		stdin.Close()
-		cmd.Wait()
+		_ = cmd.Wait()
 	})
 	t.Cleanup(release)
 	return release
