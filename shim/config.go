@@ -34,6 +34,9 @@ var modes = []Mode{ModeAssist, ModeObserve, ModeOff}
 const (
 	AnnotationMode  = "io.containerd.reaper.mode"
 	AnnotationGrace = "io.containerd.reaper.grace"
+	// The next two are the only ones that can take a status from a PID 1 that still wants it.
+	AnnotationReapUnproven = "io.containerd.reaper.reapUnproven"
+	AnnotationReapOwn      = "io.containerd.reaper.reapOwn"
 
 	annotationPrefix = "io.containerd.reaper."
 )
@@ -43,6 +46,11 @@ type Config struct {
 	Mode Mode
 	// Grace is how long an orphan may stay a zombie before PID 1 is made to reap it.
 	Grace time.Duration
+	// ForkLog is the source of the evidence that PID 1 did, or did not, fork a zombie.
+	ForkLog ForkLog
+	// ReapUnproven and ReapOwn are ages from which zombies are reaped that are not proven to be orphans, or that PID 1 has
+	// forked itself; 0: never.
+	ReapUnproven, ReapOwn time.Duration
 	// StatsInterval is the shortest time between two ZombieStats events of a task.
 	StatsInterval time.Duration
 	// Events: a TaskExit is published for each orphan that is reaped, and ZombieStats.
@@ -68,6 +76,7 @@ func defaultConfig(namespace string) Config {
 	return Config{
 		Mode:             ModeAssist,
 		Grace:            DefaultGrace,
+		ForkLog:          ForkLogAuto,
 		StatsInterval:    DefaultStatsInterval,
 		Events:           namespace != mobyNamespace,
 		OrphanEventRate:  DefaultOrphanEventRate,
@@ -80,6 +89,9 @@ func defaultConfig(namespace string) Config {
 type tomlOptions struct {
 	Mode             *string
 	Grace            *string
+	ForkLog          *string
+	ReapUnproven     *string
+	ReapOwn          *string
 	StatsInterval    *string
 	Events           *bool
 	OrphanEventRate  *float64
@@ -171,8 +183,8 @@ func explainTOML(err error) error {
 			keys = append(keys, strconv.Quote(strings.Join(e.Key(), ".")))
 		}
 		slices.Sort(keys)
-		return fmt.Errorf("unknown option %s: want runc's options or one of mode, grace, statsInterval, events, "+
-			"orphanEventRate, orphanEventBurst", strings.Join(slices.Compact(keys), ", "))
+		return fmt.Errorf("unknown option %s: want runc's options or one of mode, grace, forkLog, reapUnproven, reapOwn, "+
+			"statsInterval, events, orphanEventRate, orphanEventBurst", strings.Join(slices.Compact(keys), ", "))
 	}
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {
@@ -198,6 +210,17 @@ func configure(namespace string, o tomlOptions, annotations map[string]string) (
 	}
 	if o.Grace != nil {
 		check(setDuration(&c.Grace, "option grace", *o.Grace))
+	}
+	if o.ForkLog != nil {
+		if c.ForkLog = ForkLog(*o.ForkLog); !slices.Contains(forkLogs, c.ForkLog) {
+			check(fmt.Errorf("option forkLog = %s: want one of %v", quote(*o.ForkLog), forkLogs))
+		}
+	}
+	if o.ReapUnproven != nil {
+		check(setDuration(&c.ReapUnproven, "option reapUnproven", *o.ReapUnproven))
+	}
+	if o.ReapOwn != nil {
+		check(setDuration(&c.ReapOwn, "option reapOwn", *o.ReapOwn))
 	}
 	if o.StatsInterval != nil {
 		check(setDuration(&c.StatsInterval, "option statsInterval", *o.StatsInterval))
@@ -226,6 +249,10 @@ func configure(namespace string, o tomlOptions, annotations map[string]string) (
 			check(setMode(&c.Mode, "annotation "+key, value))
 		case AnnotationGrace:
 			check(setDuration(&c.Grace, "annotation "+key, value))
+		case AnnotationReapUnproven:
+			check(setDuration(&c.ReapUnproven, "annotation "+key, value))
+		case AnnotationReapOwn:
+			check(setDuration(&c.ReapOwn, "annotation "+key, value))
 		default:
 			// Not an error: a pod written for a newer shim must still start on a node that is not upgraded yet.
 			log.L.Warnf("annotation %s = %s is unknown to this version and ignored", quote(key), quote(value))

@@ -131,23 +131,28 @@ func TestConfigure(t *testing.T) {
 		{"options", "k8s.io", `
 			mode = "observe"
 			grace = "5s"
+			forkLog = "connector"
+			reapUnproven = "1h"
+			reapOwn = "2h"
 			statsInterval = "1m"
 			events = false
 			orphanEventRate = 2.5
 			orphanEventBurst = 7`, nil,
 			func(c *Config) {
-				*c = Config{Mode: ModeObserve, Grace: 5 * time.Second, StatsInterval: time.Minute, OrphanEventRate: 2.5, OrphanEventBurst: 7}
+				*c = Config{Mode: ModeObserve, ForkLog: ForkLogConnector, ReapUnproven: time.Hour, ReapOwn: 2 * time.Hour, Grace: 5 * time.Second, StatsInterval: time.Minute, OrphanEventRate: 2.5, OrphanEventBurst: 7}
 			}},
 		{"annotations win", "k8s.io", "mode = 'off'\ngrace = '5s'",
 			map[string]string{AnnotationMode: "assist", AnnotationGrace: "0s", "io.kubernetes.cri.sandbox-id": "x"},
 			func(c *Config) { c.Grace = 0 }},
+		{"the dangerous two", "k8s.io", "", map[string]string{AnnotationReapUnproven: "1m", AnnotationReapOwn: "10m"},
+			func(c *Config) { c.ReapUnproven, c.ReapOwn = time.Minute, 10*time.Minute }},
 		{"an annotation of a newer version", "k8s.io", "", map[string]string{"io.containerd.reaper.later": "x"}, func(*Config) {}},
 		{"Docker gets no events", "moby", "", nil, func(c *Config) { c.Events = false }},
 		{"unless asked for", "moby", "events = true", nil, func(*Config) {}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			want := Config{Mode: ModeAssist, Grace: time.Second, StatsInterval: 10 * time.Second, Events: true,
+			want := Config{Mode: ModeAssist, ForkLog: ForkLogAuto, Grace: time.Second, StatsInterval: 10 * time.Second, Events: true,
 				OrphanEventRate: 50, OrphanEventBurst: 200}
 			tt.want(&want)
 			got, err := configure(tt.namespace, table(t, tt.options), tt.annotations)
@@ -177,6 +182,8 @@ func TestConfigureRejects(t *testing.T) {
 		"a grace of centuries":     {"", map[string]string{AnnotationGrace: "2000000h"}, []string{AnnotationGrace, "to 87600h"}},
 		"a huge value":             {"", map[string]string{AnnotationMode: strings.Repeat("x", 1<<20)}, []string{AnnotationMode, "…"}},
 		"a value with a newline":   {"", map[string]string{AnnotationMode: "a\nb"}, []string{`"a\nb"`}},
+		"an unknown fork log":      {`forkLog = "bpf"`, nil, []string{"forkLog", `"bpf"`, "auto perf connector off"}},
+		"a negative age":           {"", map[string]string{AnnotationReapOwn: "-1s"}, []string{AnnotationReapOwn, `"-1s"`, "from 0s"}},
 		"a negative rate":          {"orphanEventRate = -1.0", nil, []string{"orphanEventRate", "-1", "from 0"}},
 		"a rate that is no number": {"orphanEventRate = nan", nil, []string{"orphanEventRate", "NaN", "from 0"}},
 		"a negative burst":         {"orphanEventBurst = -1", nil, []string{"orphanEventBurst", "-1", "from 0"}},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 	"github.com/reaper-shim/reaper/runtime/tracer"
@@ -172,6 +174,9 @@ func (s *service) identify(t *task, pid int, started bool) {
 		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
 		return
 	}
+	if p.ownsNS {
+		p.forks = openForks(t.id, p.pid, p.startTime, t.cfg.ForkLog, !started, time.Now())
+	}
 	t.process = p
 	if t.namespace == s.hostNS {
 		s.children.add(t)
@@ -267,18 +272,23 @@ func (s *service) forget(id string) {
 	}
 	s.mu.Unlock()
 
-	var stats sweep.Stats
+	var (
+		stats sweep.Stats
+		forks forklog.Stats
+	)
 	switch {
 	case owner:
 		w.end()
-		stats = w.snapshot()
+		stats, forks = w.snapshot()
 		// They died with their PID 1.
 		stats.Own, stats.Adopted, stats.Unproven, stats.Held, stats.Holders, stats.Oldest = 0, 0, 0, 0, nil, 0
 	case w != nil:
 		w.leave(t)
+	case t.forks != nil:
+		t.forks.close() // created and never started
 	}
 	s.children.remove(t)
-	s.publishStats(t, t.message(stats, true))
+	s.publishStats(t, t.message(stats, forks, true))
 }
 
 // Pause freezes the container; its PID namespace is not swept until it is resumed.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reaper-shim/reaper/runtime/lineage"
+	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 	"github.com/reaper-shim/reaper/shim/api"
@@ -44,6 +45,7 @@ type process struct {
 	init      lineage.Init
 	cgroup    string // see sweep.ContainerPath; "" when it tells nothing
 	cgroupDir *sweep.Cgroup
+	forks     *forks // nil where PID 1 is not the task's own
 }
 
 func newTask(id string, cfg Config) *task {
@@ -122,7 +124,7 @@ func cleanComm(comm string) string {
 }
 
 // message is the report on the task. st is that of its PID namespace, zero where that is not the task's own.
-func (t *task) message(st sweep.Stats, final bool) *api.ZombieStats {
+func (t *task) message(st sweep.Stats, forks forklog.Stats, final bool) *api.ZombieStats {
 	mode, reason := t.effective()
 	m := &api.ZombieStats{
 		ContainerId:         t.id,
@@ -141,6 +143,9 @@ func (t *task) message(st sweep.Stats, final bool) *api.ZombieStats {
 		Vanished:            st.Vanished,
 		Attaches:            st.Attaches,
 		LongestStop:         durationpb.New(st.LongestStop),
+		ReapedUnproven:      st.ReapedUnproven,
+		ReapedOwn:           st.ReapedOwn,
+		GraceInForce:        durationpb.New(st.Grace),
 		Contradictions:      st.Contradictions,
 		OrphanEventsDropped: t.dropped.Load(),
 		PidsCurrent:         uint64(max(st.PIDsCurrent, 0)),
@@ -148,6 +153,15 @@ func (t *task) message(st sweep.Stats, final bool) *api.ZombieStats {
 	}
 	for _, h := range st.Holders {
 		m.Holders = append(m.Holders, &api.Holder{Pid: uint32(h.PID), Command: cleanComm(h.Comm), Zombies: uint32(h.Zombies)})
+	}
+	if len(st.Rules) > 0 {
+		m.Rules = make(map[string]uint32, len(st.Rules))
+		for rules, n := range st.Rules {
+			m.Rules[rules.String()] = uint32(n)
+		}
+	}
+	if forks.Source != "" {
+		m.ForkLog = &api.ForkLog{Source: forks.Source, Forks: forks.Forks, Lost: forks.Lost, Gaps: forks.Gaps, Reason: forks.Reason}
 	}
 	if len(st.Refusals) > 0 {
 		m.Refusals = make(map[string]uint64, len(st.Refusals))

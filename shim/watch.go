@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 	"github.com/reaper-shim/reaper/runtime/tracer"
 )
@@ -23,7 +24,8 @@ type watcher struct {
 	mu      sync.Mutex
 	members map[string]*task // by ID: the owner and those that joined its namespace
 	paused  map[string]bool
-	stats   sweep.Stats // after the last sweep
+	stats   sweep.Stats   // after the last sweep
+	forks   forklog.Stats // same
 }
 
 // kickDelay lets what an exec left behind die before the sweep that its exit asked for, and bounds what a storm of execs can
@@ -36,10 +38,15 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		Init:          owner.init,
 		InitStartTime: owner.startTime,
 		Grace:         owner.cfg.Grace,
+		ReapUnproven:  owner.cfg.ReapUnproven,
+		ReapOwn:       owner.cfg.ReapOwn,
 		Reaper:        r,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if l := owner.forks.log(); l != nil {
+		sweeper.SetForkLog(l)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watcher{
@@ -90,10 +97,10 @@ func (w *watcher) resume(t *task) {
 	w.kick()
 }
 
-func (w *watcher) snapshot() sweep.Stats {
+func (w *watcher) snapshot() (sweep.Stats, forklog.Stats) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.stats.Clone()
+	return w.stats.Clone(), w.forks
 }
 
 // cgroups returns those of the members, the owner's first, and whether the namespace may be swept now.
@@ -125,6 +132,7 @@ func (w *watcher) attribute(cgroup string) *task {
 
 func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 	defer close(w.done)
+	defer w.owner.forks.close()
 	var (
 		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar}
 		next    = time.Now().Add(cadence.Near)
@@ -172,8 +180,13 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		}
 
 		stats := sweeper.Stats()
+		if w.owner.forks.update(stats, time.Now()) {
+			sweeper.SetForkLog(w.owner.forks.log())
+			res.Changed = true
+		}
+		forks := w.owner.forks.stats()
 		w.mu.Lock()
-		w.stats = stats
+		w.stats, w.forks = stats, forks
 		w.mu.Unlock()
 		for _, o := range res.Reaped {
 			w.s.publishOrphan(orphan{
@@ -184,7 +197,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		pending = pending || res.Changed
 		now := time.Now()
 		if pending && now.Sub(told) >= w.owner.cfg.StatsInterval {
-			w.s.publishStats(w.owner, w.owner.message(stats, false))
+			w.s.publishStats(w.owner, w.owner.message(stats, forks, false))
 			pending, told = false, now
 		}
 		wait := cadence.Next(res, now)

@@ -11,6 +11,8 @@
 //     (setsid(2): EPERM), so a zombie in a third session descends from somebody who was not PID 1.
 //   - L, seen elsewhere: the same process was seen earlier as the child of another living process; real_parent changes
 //     only when a parent dies. Which process is "the same" is the hard part: see [Sightings].
+//   - F, fork log: the kernel told of every fork that PID 1 did since a known moment (package forklog). A child born since
+//     then and not in the log was forked by somebody else.
 //
 // Not evidence, though they look like it: the order of a children list, process groups, names, ages.
 package lineage

@@ -36,6 +36,7 @@ const (
 	RuleThread  Rules = 1 << iota // T
 	RuleSession                   // S
 	RuleSeen                      // L
+	RuleForkLog                   // F
 )
 
 // String returns the letters of the rules in the set, or "-".
@@ -44,7 +45,7 @@ func (r Rules) String() string {
 	for _, rule := range []struct {
 		bit    Rules
 		letter byte
-	}{{RuleThread, 'T'}, {RuleSession, 'S'}, {RuleSeen, 'L'}} {
+	}{{RuleThread, 'T'}, {RuleSession, 'S'}, {RuleSeen, 'L'}, {RuleForkLog, 'F'}} {
 		if r&rule.bit != 0 {
 			b.WriteByte(rule.letter)
 		}
@@ -53,6 +54,28 @@ func (r Rules) String() string {
 		return "-"
 	}
 	return b.String()
+}
+
+// Fork is what a log of PID 1's forks says of a child (package forklog).
+type Fork uint8
+
+// The answers of a fork log.
+const (
+	ForkUnknown Fork = iota // there is no log, or it was not complete when the child was born
+	ForkedByInit
+	ForkedByOther // born while the log was complete, and not by PID 1
+)
+
+// String returns "unknown", "forked by init" or "forked by other".
+func (f Fork) String() string {
+	switch f {
+	case ForkedByInit:
+		return "forked by init"
+	case ForkedByOther:
+		return "forked by other"
+	default:
+		return "unknown"
+	}
 }
 
 // Init is what is known of a PID 1 for as long as it lives.
@@ -74,6 +97,8 @@ type Evidence struct {
 	Thread procfs.HostPID
 	// SeenUnder is the other living parent that the same process was seen under; 0 when never.
 	SeenUnder procfs.HostPID
+	// Fork is what the fork log says.
+	Fork Fork
 }
 
 // Judgement is a verdict with the rules that gave it.
@@ -100,6 +125,13 @@ func Judge(e Evidence) Judgement {
 	}
 	if e.SeenUnder > 0 && e.SeenUnder != e.Init.PID {
 		adopted |= RuleSeen
+	}
+
+	switch e.Fork {
+	case ForkedByInit:
+		own |= RuleForkLog
+	case ForkedByOther:
+		adopted |= RuleForkLog
 	}
 
 	switch {

@@ -52,6 +52,18 @@ func TestJudge(t *testing.T) {
 		{"two rules that agree",
 			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 200, Thread: 100, SeenUnder: 204},
 			Judgement{Verdict: Adopted, Rules: RuleSession | RuleSeen}},
+		{"the log has heard of PID 1 forking it",
+			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 100, Thread: 100, Fork: ForkedByInit},
+			Judgement{Verdict: Own, Rules: RuleForkLog}},
+		{"the log was complete and has not",
+			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 100, Thread: 100, Fork: ForkedByOther},
+			Judgement{Verdict: Adopted, Rules: RuleForkLog}},
+		{"C2: CLONE_PARENT into another session: session against the connector's log",
+			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 200, Thread: 100, Fork: ForkedByInit},
+			Judgement{Verdict: Unproven, Rules: RuleSession | RuleForkLog, Contradiction: true}},
+		{"thread against log",
+			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 100, Thread: 103, Fork: ForkedByOther},
+			Judgement{Verdict: Unproven, Rules: RuleThread | RuleForkLog, Contradiction: true}},
 		{"thread against session: left alone, and somebody should look",
 			Evidence{Init: leader, LeaderAlive: true, PID: 205, Session: 200, Thread: 103},
 			Judgement{Verdict: Unproven, Rules: RuleThread | RuleSession, Contradiction: true}},
@@ -70,8 +82,11 @@ func TestJudge(t *testing.T) {
 }
 
 func TestStrings(t *testing.T) {
-	if got := (RuleThread | RuleSeen).String(); got != "TL" {
-		t.Errorf("rules %q, want TL", got)
+	if got := (RuleThread | RuleSeen | RuleForkLog).String(); got != "TLF" {
+		t.Errorf("rules %q, want TLF", got)
+	}
+	if ForkUnknown.String() != "unknown" || ForkedByInit.String() != "forked by init" || ForkedByOther.String() != "forked by other" {
+		t.Error("answers of a fork log have other names than the documented ones")
 	}
 	if got := Rules(0).String(); got != "-" {
 		t.Errorf("no rules %q, want -", got)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reaper-shim/reaper/runtime/lineage"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/tracer"
 )
@@ -19,8 +20,16 @@ type Stats struct {
 	// Oldest is how long ago the oldest zombie below PID 1 was first seen.
 	Oldest time.Duration
 
-	Reaped   uint64 // orphans that PID 1 was made to reap
+	// Rules counts these zombies by the rules that gave them their verdict.
+	Rules map[lineage.Rules]int
+
+	Reaped   uint64 // zombies that PID 1 was made to reap
 	Vanished uint64 // adopted zombies that PID 1 reaped itself
+	// ReapedUnproven and ReapedOwn are the part of Reaped that no rule had proven to be orphans, or that PID 1 had forked.
+	ReapedUnproven, ReapedOwn uint64
+	// Grace is the grace period in force: that of the configuration, or a longer one that was learned.
+	Grace    time.Duration
+	Threads  int    // of PID 1
 	Attaches uint64 // times that PID 1 was stopped for it
 	// LongestStop is the longest time that PID 1 was stopped in one attach.
 	LongestStop    time.Duration
@@ -35,6 +44,7 @@ type Stats struct {
 // Clone returns a copy that shares nothing with s.
 func (s Stats) Clone() Stats {
 	s.Refusals = maps.Clone(s.Refusals)
+	s.Rules = maps.Clone(s.Rules)
 	s.Holders = slices.Clone(s.Holders)
 	return s
 }

@@ -20,6 +20,13 @@ type Reaper interface {
 	Reap(ctx context.Context, req tracer.Request) (tracer.Report, error)
 }
 
+// ForkLog knows which children PID 1 forked. Package forklog has two.
+type ForkLog interface {
+	// Sync takes in all that happened before the call.
+	Sync()
+	Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork
+}
+
 // Config says what to watch and how.
 type Config struct {
 	Proc *procfs.FS
@@ -28,6 +35,9 @@ type Config struct {
 	InitStartTime uint64
 	// Grace is how long an adopted zombie must have been seen before PID 1 is made to reap it.
 	Grace time.Duration
+	// ReapUnproven and ReapOwn are the ages from which zombies are reaped that are not proven to be orphans, or are proven
+	// not to be; 0: never. They can take a status from a PID 1 that still wants it.
+	ReapUnproven, ReapOwn time.Duration
 	// Reaper is nil where zombies are only observed.
 	Reaper Reaper
 	// Now and BootTicks are the clocks; nil means time.Now and the kernel's CLOCK_BOOTTIME.
@@ -52,6 +62,10 @@ const (
 	// maxSightings bounds the memory of rule L per namespace.
 	maxSightings = 8192
 
+	// LearnedGrace is the least grace period of a namespace whose PID 1 has been seen to collect adopted orphans itself: it
+	// may want their statuses, and is given the time.
+	LearnedGrace = 30 * time.Second
+
 	retryFirst = 200 * time.Millisecond
 	retryMax   = 5 * time.Second
 )
@@ -67,7 +81,9 @@ type zombie struct {
 	nspid     procfs.NSPID
 	firstSeen time.Time
 	judgement lineage.Judgement
-	seen      bool // in the running sweep
+	seen      bool           // in the running sweep
+	thread    procfs.HostPID // of PID 1, on whose list it was found
+	tried     bool           // an attempt to have it reaped ended without an answer
 	retryAt   time.Time
 	retryWait time.Duration
 }
@@ -80,6 +96,8 @@ type Sweeper struct {
 	zombies   map[key]*zombie
 	sightings *lineage.Sightings
 	known     map[procfs.HostPID]struct{} // sighted at the last walk and still listed then
+	forks     ForkLog
+	grace     time.Duration // cfg.Grace, or what was learned
 
 	nextFull, nextWalk time.Time
 	retryAt            time.Time // of whole requests
@@ -108,6 +126,7 @@ func New(cfg Config) (*Sweeper, error) {
 		zombies:   make(map[key]*zombie),
 		sightings: lineage.NewSightings(maxSightings),
 		known:     make(map[procfs.HostPID]struct{}),
+		grace:     cfg.Grace,
 	}
 	s.stats.Refusals = make(map[tracer.Reason]uint64)
 	return s, nil
@@ -116,6 +135,9 @@ func New(cfg Config) (*Sweeper, error) {
 // SetCgroups names the cgroups of the containers that share the namespace, that of PID 1 first. They are where rule L looks
 // for living processes and where processes are counted; without any the sweep does without.
 func (s *Sweeper) SetCgroups(cgroups []*Cgroup) { s.cgroups = cgroups }
+
+// SetForkLog names the fork log of PID 1, nil for none.
+func (s *Sweeper) SetForkLog(log ForkLog) { s.forks = log }
 
 // Stats returns what is known after the last sweep.
 func (s *Sweeper) Stats() Stats { return s.stats.Clone() }
@@ -131,6 +153,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	s.stats.Threads = leader.NumThreads
 	now := s.cfg.Now()
 	full := !now.Before(s.nextFull)
 	if full {
@@ -199,7 +222,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) error {
 			return err
 		}
 		for _, pid := range children {
-			s.child(pid, tid, leader, now)
+			s.child(pid, tid, now)
 		}
 		if threads == nil {
 			break
@@ -214,12 +237,49 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) error {
 		if err == nil && st.StartTime == k.startTime && !st.Vanishing() && st.PPID == init {
 			continue
 		}
-		if z.judgement.Verdict == lineage.Adopted {
-			s.stats.Vanished++
-		}
+		s.vanished(z)
 		s.forget(k)
 	}
+	s.judge(leader)
 	return nil
+}
+
+// vanished notes that a zombie is gone without us. A PID 1 that collects what it adopted may do so on purpose, and a little
+// later the next time.
+func (s *Sweeper) vanished(z *zombie) {
+	if z.judgement.Verdict != lineage.Adopted {
+		return
+	}
+	s.stats.Vanished++
+	if !z.tried {
+		s.grace = max(s.grace, LearnedGrace)
+	}
+}
+
+// judge gives every zombie its verdict. The fork log is brought up to date after all of them were seen: only then does its
+// silence mean something.
+func (s *Sweeper) judge(leader procfs.Stat) {
+	if s.forks != nil && len(s.zombies) > 0 {
+		s.forks.Sync()
+	}
+	for k, z := range s.zombies {
+		e := lineage.Evidence{
+			Init:        s.cfg.Init,
+			LeaderAlive: leaderAlive(leader),
+			PID:         k.pid,
+			Session:     z.stat.Session,
+			Thread:      z.thread,
+			SeenUnder:   s.sightings.Parent(k.pid, k.startTime),
+		}
+		if s.forks != nil {
+			e.Fork = s.forks.Lookup(k.pid, k.startTime)
+		}
+		j := lineage.Judge(e)
+		if j.Contradiction && !z.judgement.Contradiction {
+			s.stats.Contradictions++
+		}
+		z.judgement = j
+	}
 }
 
 func ignoreVanished(err error) error {
@@ -230,7 +290,7 @@ func ignoreVanished(err error) error {
 }
 
 // child looks at one child of PID 1, found on the list of thread tid (0: unknown), and tracks it if it is a zombie.
-func (s *Sweeper) child(pid, tid procfs.HostPID, leader procfs.Stat, now time.Time) {
+func (s *Sweeper) child(pid, tid procfs.HostPID, now time.Time) {
 	st, err := s.cfg.Proc.Stat(pid)
 	if err != nil || !st.Zombie() || st.Vanishing() || st.PPID != s.cfg.Init.PID {
 		return
@@ -250,19 +310,7 @@ func (s *Sweeper) child(pid, tid procfs.HostPID, leader procfs.Stat, now time.Ti
 		z = &zombie{nspid: nspid, firstSeen: now}
 		s.zombies[k] = z
 	}
-	z.stat, z.seen = st, true
-	j := lineage.Judge(lineage.Evidence{
-		Init:        s.cfg.Init,
-		LeaderAlive: leaderAlive(leader),
-		PID:         pid,
-		Session:     st.Session,
-		Thread:      tid,
-		SeenUnder:   s.sightings.Parent(pid, st.StartTime),
-	})
-	if j.Contradiction && !z.judgement.Contradiction {
-		s.stats.Contradictions++
-	}
-	z.judgement = j
+	z.stat, z.seen, z.thread = st, true, tid
 }
 
 // scanChildren finds the children of PID 1 without children files, by a pass over all of /proc.
@@ -318,7 +366,8 @@ func (s *Sweeper) procs() []procfs.HostPID {
 func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 	var out []*zombie
 	for _, z := range s.zombies {
-		if s.dueAt(z).After(now) || z.judgement.Verdict != lineage.Adopted {
+		at, ok := s.dueAt(z)
+		if !ok || at.After(now) {
 			continue
 		}
 		// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on.
@@ -331,14 +380,28 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 	return out
 }
 
-func (s *Sweeper) dueAt(z *zombie) time.Time {
-	at := z.firstSeen.Add(s.cfg.Grace)
+// dueAt returns when a zombie may be reaped; ok is false when it may not.
+func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
+	age := time.Duration(0)
+	switch {
+	case z.judgement.Verdict == lineage.Adopted:
+		age = s.grace
+	case z.judgement.Contradiction:
+		return at, false // somebody should look first
+	case z.judgement.Verdict == lineage.Own && s.cfg.ReapOwn > 0:
+		age = s.cfg.ReapOwn
+	case z.judgement.Verdict == lineage.Unproven && s.cfg.ReapUnproven > 0:
+		age = max(s.cfg.ReapUnproven, s.grace)
+	default:
+		return at, false
+	}
+	at = z.firstSeen.Add(age)
 	for _, t := range []time.Time{z.retryAt, s.retryAt} {
 		if t.After(at) {
 			at = t
 		}
 	}
-	return at
+	return at, true
 }
 
 func (s *Sweeper) nextDue() time.Time {
@@ -347,10 +410,7 @@ func (s *Sweeper) nextDue() time.Time {
 		return next
 	}
 	for _, z := range s.zombies {
-		if z.judgement.Verdict != lineage.Adopted {
-			continue
-		}
-		if at := s.dueAt(z); next.IsZero() || at.Before(next) {
+		if at, ok := s.dueAt(z); ok && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
 	}
@@ -407,6 +467,9 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 	}
 	report, err := s.cfg.Reaper.Reap(ctx, req)
 	if err != nil {
+		for _, z := range batch {
+			z.tried = true
+		}
 		s.refuse(tracer.ReasonInternal, err.Error())
 		return nil, report, false
 	}
@@ -426,11 +489,17 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 		switch r.Outcome {
 		case tracer.Reaped:
 			s.stats.Reaped++
+			switch z.judgement.Verdict {
+			case lineage.Own:
+				s.stats.ReapedOwn++
+			case lineage.Unproven:
+				s.stats.ReapedUnproven++
+			}
 			reaped = append(reaped, orphans[i])
 			s.forget(key{z.stat.PID, z.stat.StartTime})
 			progress = true
 		case tracer.Vanished:
-			s.stats.Vanished++
+			s.vanished(z)
 			s.forget(key{z.stat.PID, z.stat.StartTime})
 		case tracer.Refused:
 			s.stats.Refusals[r.Reason]++
@@ -469,6 +538,8 @@ func (s *Sweeper) forget(k key) {
 func (s *Sweeper) count(full bool) {
 	st := &s.stats
 	st.Own, st.Adopted, st.Unproven, st.Oldest = 0, 0, 0, 0
+	st.Rules = make(map[lineage.Rules]int)
+	st.Grace = s.grace
 	now := s.cfg.Now()
 	for _, z := range s.zombies {
 		switch z.judgement.Verdict {
@@ -479,6 +550,7 @@ func (s *Sweeper) count(full bool) {
 		default:
 			st.Unproven++
 		}
+		st.Rules[z.judgement.Rules]++
 		st.Oldest = max(st.Oldest, now.Sub(z.firstSeen))
 	}
 	if len(s.cgroups) == 0 || !full {

@@ -180,19 +180,21 @@ type clock struct{ now time.Time }
 
 func (p *pid1) sweeper(r sweep.Reaper, grace time.Duration) (*sweep.Sweeper, *clock) {
 	p.t.Helper()
+	return p.sweeperWith(sweep.Config{Reaper: r, Grace: grace})
+}
+
+func (p *pid1) sweeperWith(cfg sweep.Config) (*sweep.Sweeper, *clock) {
+	p.t.Helper()
 	st, err := p.proc.Stat(p.pid())
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	c := &clock{now: time.Now()}
-	s, err := sweep.New(sweep.Config{
-		Proc:          p.proc,
-		Init:          lineage.Init{PID: p.pid(), SessionLeader: st.Session == p.pid()},
-		InitStartTime: st.StartTime,
-		Grace:         grace,
-		Reaper:        r,
-		Now:           func() time.Time { return c.now },
-	})
+	cfg.Proc = p.proc
+	cfg.Init = lineage.Init{PID: p.pid(), SessionLeader: st.Session == p.pid()}
+	cfg.InitStartTime = st.StartTime
+	cfg.Now = func() time.Time { return c.now }
+	s, err := sweep.New(cfg)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -495,5 +497,103 @@ func TestVanishedIsCounted(t *testing.T) {
 	mustSweep(t, s)
 	if st := s.Stats(); st.Vanished != 1 || st.Reaped != 0 {
 		t.Errorf("statistics %+v, want one vanished", st)
+	}
+}
+
+// log is a ForkLog that says the same of everybody.
+type log struct {
+	says  lineage.Fork
+	syncs int
+}
+
+func (l *log) Sync()                                      { l.syncs++ }
+func (l *log) Lookup(procfs.HostPID, uint64) lineage.Fork { return l.says }
+
+// The fork log is asked only after it has been brought up to date, its word counts, and a contradiction is left alone for ever.
+func TestForkLogDecides(t *testing.T) {
+	for _, tt := range []struct {
+		how  string // the victim makes the zombie
+		says lineage.Fork
+		want func(sweep.Stats) bool
+		asks bool
+	}{
+		{"plain", lineage.ForkedByOther, func(st sweep.Stats) bool { return st.Adopted == 1 }, true},
+		{"plain", lineage.ForkUnknown, func(st sweep.Stats) bool { return st.Unproven == 1 }, false},
+		{"plain", lineage.ForkedByInit, func(st sweep.Stats) bool { return st.Own == 1 }, false},
+		{"session", lineage.ForkedByInit, func(st sweep.Stats) bool { return st.Unproven == 1 && st.Contradictions == 1 }, false},
+	} {
+		t.Run(tt.how+", "+tt.says.String(), func(t *testing.T) {
+			p := startVictim(t)
+			r := &recorder{answer: answerAll(tracer.Refused, tracer.ReasonWaiting)}
+			s, c := p.sweeper(r, 0)
+			l := &log{says: tt.says}
+			s.SetForkLog(l)
+			mustSweep(t, s)
+			if l.syncs != 0 {
+				t.Error("the log was asked although there are no zombies")
+			}
+			p.do(tt.how, "(sleep 0.05; exit 9) & exit 0")
+			sweepUntil(t, s, c, tt.want)
+			for range 5 {
+				c.now = c.now.Add(time.Hour)
+				mustSweep(t, s)
+			}
+			if !tt.want(s.Stats()) || l.syncs == 0 {
+				t.Errorf("statistics %+v, %d syncs", s.Stats(), l.syncs)
+			}
+			if asked := len(r.requests) > 0; asked != tt.asks {
+				t.Errorf("asked for: %v, want %v", asked, tt.asks)
+			}
+		})
+	}
+}
+
+// What only the owner can allow is taken at its age and not before, and counted.
+func TestReapUnprovenAndOwn(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		says          lineage.Fork
+		unproven, own time.Duration
+		wantUnproven  uint64
+		wantOwn       uint64
+	}{
+		{"own, allowed", lineage.ForkedByInit, 0, time.Hour, 0, 1},
+		{"own, only unproven allowed", lineage.ForkedByInit, time.Hour, 0, 0, 0},
+		{"unproven, allowed", lineage.ForkUnknown, time.Hour, 0, 1, 0},
+		{"unproven, only own allowed", lineage.ForkUnknown, 0, time.Hour, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startVictim(t)
+			r := &recorder{answer: answerAll(tracer.Reaped, "")}
+			s, c := p.sweeperWith(sweep.Config{Reaper: r, ReapUnproven: tt.unproven, ReapOwn: tt.own})
+			s.SetForkLog(&log{says: tt.says})
+			p.do("plain", "(sleep 0.05; exit 9) & exit 0")
+			sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Own+st.Unproven == 1 })
+			c.now = c.now.Add(50 * time.Minute)
+			mustSweep(t, s)
+			if len(r.requests) != 0 {
+				t.Error("asked for before its age")
+			}
+			c.now = c.now.Add(20 * time.Minute)
+			mustSweep(t, s)
+			if st := s.Stats(); st.ReapedUnproven != tt.wantUnproven || st.ReapedOwn != tt.wantOwn || st.Reaped != tt.wantOwn+tt.wantUnproven {
+				t.Errorf("statistics %+v", st)
+			}
+		})
+	}
+}
+
+// A9 of the attacks on the design: a PID 1 that collects an adopted orphan by itself is given more time for the next.
+func TestLearnedGrace(t *testing.T) {
+	p := startVictim(t)
+	r := &recorder{answer: answerAll(tracer.Vanished, tracer.ReasonVanished)}
+	s, c := p.sweeper(r, time.Second)
+	if mustSweep(t, s); s.Stats().Grace != time.Second {
+		t.Errorf("grace %v before anything was learned", s.Stats().Grace)
+	}
+	p.do("session", "(sleep 0.05; exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Vanished > 0 })
+	if got := s.Stats().Grace; got != sweep.LearnedGrace {
+		t.Errorf("grace %v after PID 1 has collected one itself, want %v", got, sweep.LearnedGrace)
 	}
 }

@@ -200,7 +200,7 @@ func script(t *testing.T, text string) string {
 
 func TestBadWorkers(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
-		{"says nothing and ends", "read line; exit 0", "EOF"},
+		{"says nothing and ends", "read line; exit 0", "worker: "},
 		{"ends with last words", "echo oops >&2; exit 1", "oops"},
 		{"talks nonsense", "read line; echo nonsense; sleep 100", "protocol error"},
 		{"answers another question", `read line; echo '{"version":1,"attached":false,"stoppedNs":0,"results":[]}'; sleep 100`, "0 results"},

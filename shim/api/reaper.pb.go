@@ -41,6 +41,15 @@ type ZombieStats struct {
 	EffectiveModeReason string `protobuf:"bytes,5,opt,name=effective_mode_reason,json=effectiveModeReason,proto3" json:"effective_mode_reason,omitempty"`
 	// final: the task has ended and this is the last message about it.
 	Final bool `protobuf:"varint,6,opt,name=final,proto3" json:"final,omitempty"`
+	// grace_in_force is the grace period now: longer than the configured one where PID 1 was seen to collect adopted orphans
+	// itself.
+	GraceInForce *durationpb.Duration `protobuf:"bytes,23,opt,name=grace_in_force,json=graceInForce,proto3" json:"grace_in_force,omitempty"`
+	// rules counts the zombies below PID 1 by the rules that gave them their verdict: letters T, S, L, F, or "-" for none.
+	Rules   map[string]uint32 `protobuf:"bytes,24,rep,name=rules,proto3" json:"rules,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	ForkLog *ForkLog          `protobuf:"bytes,25,opt,name=fork_log,json=forkLog,proto3" json:"fork_log,omitempty"`
+	// reaped_unproven and reaped_own are the part of reaped_by_tracer that was taken because of the options of these names.
+	ReapedUnproven uint64 `protobuf:"varint,26,opt,name=reaped_unproven,json=reapedUnproven,proto3" json:"reaped_unproven,omitempty"`
+	ReapedOwn      uint64 `protobuf:"varint,27,opt,name=reaped_own,json=reapedOwn,proto3" json:"reaped_own,omitempty"`
 	// Zombies below PID 1 of the PID namespace at the last sweep, by verdict. A task that shares its PID namespace with
 	// others reports them only if PID 1 is its own.
 	Own      uint32 `protobuf:"varint,7,opt,name=own,proto3" json:"own,omitempty"`
@@ -143,6 +152,41 @@ func (x *ZombieStats) GetFinal() bool {
 		return x.Final
 	}
 	return false
+}
+
+func (x *ZombieStats) GetGraceInForce() *durationpb.Duration {
+	if x != nil {
+		return x.GraceInForce
+	}
+	return nil
+}
+
+func (x *ZombieStats) GetRules() map[string]uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ZombieStats) GetForkLog() *ForkLog {
+	if x != nil {
+		return x.ForkLog
+	}
+	return nil
+}
+
+func (x *ZombieStats) GetReapedUnproven() uint64 {
+	if x != nil {
+		return x.ReapedUnproven
+	}
+	return 0
+}
+
+func (x *ZombieStats) GetReapedOwn() uint64 {
+	if x != nil {
+		return x.ReapedOwn
+	}
+	return 0
 }
 
 func (x *ZombieStats) GetOwn() uint32 {
@@ -257,6 +301,87 @@ func (x *ZombieStats) GetPidsMax() uint64 {
 	return 0
 }
 
+// ForkLog is the state of the log of PID 1's forks.
+type ForkLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// source is "perf", "connector" or "none".
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// forks of children that were heard of.
+	Forks uint64 `protobuf:"varint,2,opt,name=forks,proto3" json:"forks,omitempty"`
+	// lost counts what the kernel says it dropped, gaps how often the log had to begin anew because of that.
+	Lost uint64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	Gaps uint64 `protobuf:"varint,4,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	// reason of the last gap, or of there being no log, or no better one.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkLog) Reset() {
+	*x = ForkLog{}
+	mi := &file_reaper_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkLog) ProtoMessage() {}
+
+func (x *ForkLog) ProtoReflect() protoreflect.Message {
+	mi := &file_reaper_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkLog.ProtoReflect.Descriptor instead.
+func (*ForkLog) Descriptor() ([]byte, []int) {
+	return file_reaper_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ForkLog) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ForkLog) GetForks() uint64 {
+	if x != nil {
+		return x.Forks
+	}
+	return 0
+}
+
+func (x *ForkLog) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ForkLog) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *ForkLog) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Holder is a living process, not PID 1, that has zombie children.
 type Holder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -271,7 +396,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_reaper_proto_msgTypes[1]
+	mi := &file_reaper_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +408,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_reaper_proto_msgTypes[1]
+	mi := &file_reaper_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +421,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_reaper_proto_rawDescGZIP(), []int{1}
+	return file_reaper_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Holder) GetPid() uint32 {
@@ -324,14 +449,20 @@ var File_reaper_proto protoreflect.FileDescriptor
 
 const file_reaper_proto_rawDesc = "" +
 	"\n" +
-	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf8\x06\n" +
+	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb9\t\n" +
 	"\vZombieStats\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\tR\x04mode\x12%\n" +
 	"\x0eeffective_mode\x18\x04 \x01(\tR\reffectiveMode\x122\n" +
 	"\x15effective_mode_reason\x18\x05 \x01(\tR\x13effectiveModeReason\x12\x14\n" +
-	"\x05final\x18\x06 \x01(\bR\x05final\x12\x10\n" +
+	"\x05final\x18\x06 \x01(\bR\x05final\x12?\n" +
+	"\x0egrace_in_force\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\fgraceInForce\x12B\n" +
+	"\x05rules\x18\x18 \x03(\v2,.containerd.reaper.v1.ZombieStats.RulesEntryR\x05rules\x128\n" +
+	"\bfork_log\x18\x19 \x01(\v2\x1d.containerd.reaper.v1.ForkLogR\aforkLog\x12'\n" +
+	"\x0freaped_unproven\x18\x1a \x01(\x04R\x0ereapedUnproven\x12\x1d\n" +
+	"\n" +
+	"reaped_own\x18\x1b \x01(\x04R\treapedOwn\x12\x10\n" +
 	"\x03own\x18\a \x01(\rR\x03own\x12\x18\n" +
 	"\aadopted\x18\b \x01(\rR\aadopted\x12\x1a\n" +
 	"\bunproven\x18\t \x01(\rR\bunproven\x12\x12\n" +
@@ -348,10 +479,20 @@ const file_reaper_proto_rawDesc = "" +
 	"\x0econtradictions\x18\x13 \x01(\x04R\x0econtradictions\x122\n" +
 	"\x15orphan_events_dropped\x18\x14 \x01(\x04R\x13orphanEventsDropped\x12!\n" +
 	"\fpids_current\x18\x15 \x01(\x04R\vpidsCurrent\x12\x19\n" +
-	"\bpids_max\x18\x16 \x01(\x04R\apidsMax\x1a;\n" +
+	"\bpids_max\x18\x16 \x01(\x04R\apidsMax\x1a8\n" +
+	"\n" +
+	"RulesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"N\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"w\n" +
+	"\aForkLog\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
+	"\x05forks\x18\x02 \x01(\x04R\x05forks\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x12\n" +
+	"\x04gaps\x18\x04 \x01(\x04R\x04gaps\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"N\n" +
 	"\x06Holder\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x18\n" +
@@ -369,23 +510,28 @@ func file_reaper_proto_rawDescGZIP() []byte {
 	return file_reaper_proto_rawDescData
 }
 
-var file_reaper_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_reaper_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_reaper_proto_goTypes = []any{
 	(*ZombieStats)(nil),         // 0: containerd.reaper.v1.ZombieStats
-	(*Holder)(nil),              // 1: containerd.reaper.v1.Holder
-	nil,                         // 2: containerd.reaper.v1.ZombieStats.RefusalsEntry
-	(*durationpb.Duration)(nil), // 3: google.protobuf.Duration
+	(*ForkLog)(nil),             // 1: containerd.reaper.v1.ForkLog
+	(*Holder)(nil),              // 2: containerd.reaper.v1.Holder
+	nil,                         // 3: containerd.reaper.v1.ZombieStats.RulesEntry
+	nil,                         // 4: containerd.reaper.v1.ZombieStats.RefusalsEntry
+	(*durationpb.Duration)(nil), // 5: google.protobuf.Duration
 }
 var file_reaper_proto_depIdxs = []int32{
-	1, // 0: containerd.reaper.v1.ZombieStats.holders:type_name -> containerd.reaper.v1.Holder
-	3, // 1: containerd.reaper.v1.ZombieStats.oldest:type_name -> google.protobuf.Duration
-	3, // 2: containerd.reaper.v1.ZombieStats.longest_stop:type_name -> google.protobuf.Duration
-	2, // 3: containerd.reaper.v1.ZombieStats.refusals:type_name -> containerd.reaper.v1.ZombieStats.RefusalsEntry
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 0: containerd.reaper.v1.ZombieStats.grace_in_force:type_name -> google.protobuf.Duration
+	3, // 1: containerd.reaper.v1.ZombieStats.rules:type_name -> containerd.reaper.v1.ZombieStats.RulesEntry
+	1, // 2: containerd.reaper.v1.ZombieStats.fork_log:type_name -> containerd.reaper.v1.ForkLog
+	2, // 3: containerd.reaper.v1.ZombieStats.holders:type_name -> containerd.reaper.v1.Holder
+	5, // 4: containerd.reaper.v1.ZombieStats.oldest:type_name -> google.protobuf.Duration
+	5, // 5: containerd.reaper.v1.ZombieStats.longest_stop:type_name -> google.protobuf.Duration
+	4, // 6: containerd.reaper.v1.ZombieStats.refusals:type_name -> containerd.reaper.v1.ZombieStats.RefusalsEntry
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_reaper_proto_init() }
@@ -399,7 +545,7 @@ func file_reaper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reaper_proto_rawDesc), len(file_reaper_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

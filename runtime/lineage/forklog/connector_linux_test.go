@@ -1,0 +1,97 @@
+package forklog_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/lineage"
+	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
+)
+
+func (s *subject) openConnector() *forklog.Connector {
+	s.t.Helper()
+	log, err := forklog.OpenConnector(s.pid())
+	if errors.Is(err, forklog.ErrUnsupported) || errors.Is(err, forklog.ErrPermission) {
+		testutil.Lacks(s.t, err.Error(), "run as root of the initial namespaces on a kernel with CONFIG_PROC_EVENTS")
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if err := log.Close(); err != nil {
+			s.t.Error(err)
+		}
+	})
+	return log
+}
+
+func settle(t *testing.T) {
+	for range 8 { // of two ticks each
+		waitTick(t)
+	}
+}
+
+func TestConnectorIsExact(t *testing.T) {
+	bin := compiled(t)
+	s := newSubject(t, bin, "mix", "2", "pause", "mix", "20", "threads", "50", "exec", bin, "mix", "10", "pause")
+	s.goOn()
+	early := s.children()
+	log := s.openConnector()
+	settle(t)
+	s.goOn()
+	late := s.children()
+	log.Sync()
+	check(t, log, early, map[string]lineage.Fork{"own": lineage.ForkUnknown, "other": lineage.ForkUnknown})
+	check(t, log, late, exact)
+	if st := log.Stats(); st.Forks != 30*6+50*8 || st.Lost != 0 || st.Gaps != 0 || st.Ended {
+		t.Errorf("state %+v, want %d forks: those of the subject and of nobody else", st, 30*6+50*8)
+	}
+}
+
+// A full receive buffer is a gap.
+func TestConnectorLossIsAGap(t *testing.T) {
+	bin := compiled(t)
+	s := newSubject(t, bin, "flood", "8000", "mix", "1", "pause", "mix", "5", "pause")
+	log := s.openConnector()
+	settle(t)
+	release := forklog.HoldConnector(log)
+	s.goOn()
+	before := s.children()
+	release()
+	log.Sync()
+	if st := log.Stats(); st.Gaps == 0 {
+		t.Fatalf("8000 forks unread: state %+v", st)
+	}
+	for _, c := range before {
+		if got := log.Lookup(c.pid, c.start); got == lineage.ForkedByOther {
+			t.Errorf("%s child %d, born before the gap: %v", c.who, c.pid, got)
+		}
+	}
+	waitTick(t)
+	s.goOn()
+	after := s.children()
+	log.Sync()
+	check(t, log, after, exact)
+}
+
+func TestConnectorCloseGivesAllBack(t *testing.T) {
+	testutil.Root(t)
+	s := newSubject(t, "/bin/true")
+	fds := openFiles(t)
+	for range 3 {
+		log, err := forklog.OpenConnector(s.pid())
+		if err != nil {
+			testutil.Lacks(t, err.Error(), "run as root of the initial namespaces on a kernel with CONFIG_PROC_EVENTS")
+		}
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := log.Close(); err != nil {
+			t.Errorf("closed twice: %v", err)
+		}
+	}
+	if now := openFiles(t); now != fds {
+		t.Errorf("%d open files, were %d", now, fds)
+	}
+}
