@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,7 +43,9 @@ func TestOrphanEvents(t *testing.T) {
 	events := subscribe(t, d)
 	c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
 
-	want := map[string]uint32{} // by ID
+	want := map[string]uint32{}   // exit status by ID
+	var execs []string
+	onHost := map[string]uint32{} // number on the host by ID
 	for _, leak := range []struct {
 		args   []string
 		status uint32
@@ -51,10 +54,20 @@ func TestOrphanEvents(t *testing.T) {
 		{[]string{"-k", "9"}, 137}, {[]string{"-k", "15"}, 143}, {[]string{"-k", "11"}, 139}, {[]string{"-s", "-e", "3"}, 3},
 	} {
 		res := exec(t, c, append([]string{"/bin/leak", "-v", "-n", "3"}, leak.args...)...)
+		execs = append(execs, res.ID)
 		pids := orphans(res.Stdout)
 		if len(pids) != 3 {
 			t.Fatalf("leak printed %q, want three orphans", res.Stdout)
 		}
+		// They stay for the grace period: time enough to learn their numbers on the host.
+		testutil.Eventually(t, grace/2, func() (bool, string) {
+			zs := zombies(t, c)
+			for _, z := range zs {
+				onHost[fmt.Sprintf("orphan-%d", z.NSPID)] = uint32(z.PID)
+			}
+			missing := slices.ContainsFunc(pids, func(pid int) bool { return onHost[fmt.Sprintf("orphan-%d", pid)] == 0 })
+			return !missing, describe(zs)
+		})
 		for _, pid := range pids {
 			want[fmt.Sprintf("orphan-%d", pid)] = leak.status
 		}
@@ -65,7 +78,6 @@ func TestOrphanEvents(t *testing.T) {
 		return len(got) >= len(want), fmt.Sprintf("%d of %d orphan exits", len(got), len(want))
 	})
 	seen := map[string]bool{}
-	hostPIDs := map[uint32]bool{}
 	for _, e := range got {
 		status, ok := want[e.GetID()]
 		if !ok || seen[e.GetID()] {
@@ -73,19 +85,15 @@ func TestOrphanEvents(t *testing.T) {
 			continue
 		}
 		seen[e.GetID()] = true
-		hostPIDs[e.GetPid()] = true
 		if e.GetExitStatus() != status {
 			t.Errorf("%s: exit status %d, want %d", e.GetID(), e.GetExitStatus(), status)
 		}
 		if age := time.Since(e.GetExitedAt().AsTime()); age < 0 || age > time.Minute {
 			t.Errorf("%s: exited %v ago", e.GetID(), age)
 		}
-		if inner := fmt.Sprintf("orphan-%d", e.GetPid()); inner == e.GetID() {
-			t.Errorf("%s: the number on the host is the one in the container", e.GetID())
+		if e.GetPid() != onHost[e.GetID()] {
+			t.Errorf("%s: number %d on the host, want %d", e.GetID(), e.GetPid(), onHost[e.GetID()])
 		}
-	}
-	if len(hostPIDs) != len(want) {
-		t.Errorf("%d different numbers on the host for %d orphans", len(hostPIDs), len(want))
 	}
 
 	final := finalStats(t, events, c)
@@ -93,12 +101,9 @@ func TestOrphanEvents(t *testing.T) {
 		final.GetOrphanEventsDropped() != 0 || final.GetMode() != "assist" || final.GetEffectiveMode() != "assist" {
 		t.Errorf("final statistics %v; want %d reaped by the tracer", final, len(want))
 	}
-	for _, e := range events.Exits(c.ID()) {
-		if strings.HasPrefix(e.GetID(), "orphan-") {
-			continue
-		}
-		if e.GetID() != c.ID() && !strings.HasPrefix(e.GetID(), "exec") && !strings.HasPrefix(e.GetID(), c.ID()) {
-			t.Logf("exit of %s", e.GetID())
+	for _, id := range execs {
+		if n := len(harness.Payloads(events, func(e *apievents.TaskExit) bool { return e.GetContainerID() == c.ID() && e.GetID() == id })); n != 1 {
+			t.Errorf("%d exits carry the ID of exec %s, want one", n, id)
 		}
 	}
 	inits := harness.Payloads(events, func(e *apievents.TaskExit) bool { return e.GetContainerID() == c.ID() && e.GetID() == c.ID() })
