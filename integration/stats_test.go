@@ -43,7 +43,7 @@ func TestOrphanEvents(t *testing.T) {
 	events := subscribe(t, d)
 	c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
 
-	want := map[string]uint32{}   // exit status by ID
+	want := map[string]uint32{} // exit status by ID
 	var execs []string
 	onHost := map[string]uint32{} // number on the host by ID
 	for _, leak := range []struct {

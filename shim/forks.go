@@ -134,10 +134,14 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 	return false
 }
 
-// drop gives the perf log up.
+// drop gives the perf log up while PID 1 goes on.
 func (f *forks) drop(reason string) {
 	log.L.WithField("id", f.id).Infof("the log of the forks of PID 1 has ended: %s", reason)
 	f.reason = reason
+	f.closePerf()
+}
+
+func (f *forks) closePerf() {
 	if err := f.perf.Close(); err != nil {
 		log.L.WithError(err).Debug("close the perf task log")
 	}
@@ -169,7 +173,7 @@ func (f *forks) stats() forklog.Stats {
 // close ends it.
 func (f *forks) close() {
 	if f.perf != nil {
-		f.drop("the task has ended")
+		f.closePerf()
 	}
 	if f.conn != nil {
 		f.closeConnector()

@@ -56,9 +56,13 @@ func Zombies(pid int) ([]Zombie, error) {
 			if err != nil || !s.Zombie() || s.PPID != procfs.HostPID(pid) {
 				continue // gone between the two reads, or alive
 			}
+			nspid, err := NSPID(int(child))
+			if err != nil {
+				continue // reaped in between
+			}
 			out = append(out, Zombie{
 				Process: Process{PID: int(child), StartTime: s.StartTime},
-				Comm:    s.Comm, Session: int(s.Session),
+				NSPID:   nspid, Comm: s.Comm, Session: int(s.Session),
 			})
 		}
 	}
