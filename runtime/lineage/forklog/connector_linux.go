@@ -55,8 +55,8 @@ type Connector struct {
 // vouched for. It needs CAP_NET_ADMIN in the initial user namespace, and the initial PID namespace: only there are the
 // connector's numbers those of /proc.
 func OpenConnector(pid procfs.HostPID) (_ *Connector, err error) {
-	proc := procfs.New(os.DirFS("/proc"))
-	if ns, err := proc.PIDNamespace(procfs.HostPID(os.Getpid())); err != nil || ns != initPIDNamespace {
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &ns); err != nil || ns.Ino != initPIDNamespace {
 		return nil, fmt.Errorf("proc connector for process %d: %w: not in the initial PID namespace", pid, ErrUnsupported)
 	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_CONNECTOR)

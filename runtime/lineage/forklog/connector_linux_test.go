@@ -2,11 +2,18 @@ package forklog_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/lineage"
 	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
+	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 func (s *subject) openConnector() *forklog.Connector {
@@ -93,5 +100,45 @@ func TestConnectorCloseGivesAllBack(t *testing.T) {
 	}
 	if now := openFiles(t); now != fds {
 		t.Errorf("%d open files, were %d", now, fds)
+	}
+}
+
+// tryVariable makes the test binary try the connector and say what came of it: a process cannot give up a capability, or
+// leave its PID namespace, for a while only.
+const tryVariable = "FORKLOG_TEST_TRY"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(tryVariable) == "" {
+		os.Exit(m.Run())
+	}
+	_, err := forklog.OpenConnector(procfs.HostPID(os.Getppid()))
+	fmt.Printf("permission %v, unsupported %v: %v\n", errors.Is(err, forklog.ErrPermission), errors.Is(err, forklog.ErrUnsupported), err)
+}
+
+// Where the source cannot be had the error says so, under a name.
+func TestConnectorRefused(t *testing.T) {
+	testutil.Root(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		args []string
+		attr unix.SysProcAttr
+		want string
+	}{
+		"without CAP_NET_ADMIN":     {[]string{testutil.Tool(t, "setpriv"), "--bounding-set=-net_admin", self}, unix.SysProcAttr{}, "permission true, unsupported false"},
+		"in another PID namespace":  {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, "permission false, unsupported true"},
+		"in another user namespace": {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "permission true, unsupported false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(tt.args[0], tt.args[1:]...)
+			cmd.Env = append(os.Environ(), tryVariable+"=1")
+			cmd.SysProcAttr = &tt.attr
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), tt.want) {
+				t.Errorf("%s, %v; want %s", out, err, tt.want)
+			}
+		})
 	}
 }
