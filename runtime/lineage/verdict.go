@@ -3,6 +3,7 @@ package lineage
 import (
 	"strings"
 
+	"github.com/reaper-shim/reaper/internal/fault"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -120,7 +121,7 @@ func Judge(e Evidence) Judgement {
 	}
 	// Sessions 0 and -1 are read from processes that are just vanishing, or belong to leaders outside this PID namespace
 	// view: never evidence. The zombie's own number is a session that it made itself.
-	if e.Init.SessionLeader && e.Session > 0 && e.Session != e.Init.PID && e.Session != e.PID {
+	if e.Init.SessionLeader && e.Session > 0 && (e.Session != e.Init.PID && e.Session != e.PID) != fault.InvertSession {
 		adopted |= RuleSession
 	}
 	if e.SeenUnder > 0 && e.SeenUnder != e.Init.PID {

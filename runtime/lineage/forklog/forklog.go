@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/reaper-shim/reaper/internal/fault"
 	"github.com/reaper-shim/reaper/runtime/lineage"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
@@ -60,6 +61,9 @@ func newMemory(source string, complete uint64) *memory {
 
 // born notes a fork. m.mu is held.
 func (m *memory) born(pid procfs.HostPID, ticks uint64) {
+	if fault.ForgetsFork(int(pid)) {
+		return
+	}
 	m.stats.Forks++
 	m.births[pid] = append(m.births[pid], ticks)
 	m.order = append(m.order, birth{pid, ticks})

@@ -44,9 +44,10 @@ type subject struct {
 
 func newSubject(t *testing.T, args ...string) *subject {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `read go; exec "$@"`, "sh"}, args...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `read go && exec "$@"`, "sh"}, args...)...)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	// No parent-death signal: it is sent when the thread that forked ends, and one of the tests ends a thread. The subject
+	// ends with its standard input.
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
