@@ -1,12 +1,13 @@
 // proctree: a PID 1 that grows random process trees and writes down whom it forked and what every wait gave. So does each of
 // its descendants. integration/lineagecheck compares these logs with what the shim says it reaped.
 //
-//   proctree -s seed -n processes -d dir [-t threads] [-l late-ms] [-p pace-ms] [-a]
+//   proctree -s seed -n processes -d dir [-t threads] [-l late-ms] [-p pace-ms] [-a] [-g]
 //
 //   -t  at most that many threads of PID 1 at a time, which come, fork and go (0)
 //   -l  the longest time by which PID 1 asks late for the status of a child (3000)
 //   -p  the longest pause between two trees (80)
 //   -a  PID 1 waits for -1 only, and so takes orphans itself
+//   -g  PID 1 waits by process group also for children that have some of their own, whose orphans it then takes
 //
 // The same seed gives the same trees; when their processes run is the kernel's choice. At its end PID 1 logs "done" and
 // blocks in poll() for ever.
@@ -312,7 +313,7 @@ static void wait_kid(struct kid *k, struct kid *kids, int n)
 		}
 		int err = got < 0 ? errno : 0;
 
-		note_wait(k->wait == W_ANY || k->wait == W_GROUP ? k->wait : k->wait, asked, got, status, err);
+		note_wait(k->wait, asked, got, status, err);
 		if (err == EINTR)
 			continue;
 		for (int i = 0; got > 0 && i < n; i++)
@@ -499,7 +500,7 @@ static struct {
 	struct kid *kids; // those that are waited for later
 	int n, threads;
 	int running;
-	int any;
+	int any, group;
 	uint64_t seed;
 } init = { .mu = PTHREAD_MUTEX_INITIALIZER };
 
@@ -517,6 +518,8 @@ static void job(int number, int budget)
 	p = below(&r, 20);
 	k.policy = p < 4 ? NOW : p < 14 ? LATE : p < 18 ? NEVER : KILL;
 	k.wait = init.any ? W_ANY : waits[below(&r, 4)];
+	if (k.wait == W_GROUP && budget > 1 && !init.group)
+		k.wait = W_WAITID;
 	k.due = now_ms() + (k.policy == KILL ? below(&r, 300) : below(&r, late));
 	spawn(&c, &k);
 	if (k.policy == NOW && !init.any) {
@@ -617,7 +620,7 @@ int main(int argc, char **argv)
 	int processes = 100, pace = 80, opt, number = 0;
 	const char *child = NULL;
 
-	while ((opt = getopt(argc, argv, "s:n:t:d:l:p:aW:")) != -1) {
+	while ((opt = getopt(argc, argv, "s:n:t:d:l:p:agW:")) != -1) {
 		switch (opt) {
 		case 's': init.seed = strtoull(optarg, NULL, 10); break;
 		case 'n': processes = atoi(optarg); break;
@@ -626,6 +629,7 @@ int main(int argc, char **argv)
 		case 'l': late = atoi(optarg); break;
 		case 'p': pace = atoi(optarg); break;
 		case 'a': init.any = 1; break;
+		case 'g': init.group = 1; break;
 		case 'W': child = optarg; break;
 		default: return 2;
 		}
