@@ -14,6 +14,7 @@ RUN              ?=
 COUNT            ?= 1
 FUZZTIME         ?= 5s
 TIMEOUT          ?= 25m
+DURATION         ?= 10m
 PKGS             ?= ./...
 
 # Packages of the integration tests: they need root and the tools, and run apart from the unit tests.
@@ -142,6 +143,10 @@ fuzz: ## Every fuzz target for FUZZTIME (5s).
 .PHONY: test-integration
 test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
+
+.PHONY: soak-lineage
+soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
+	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
