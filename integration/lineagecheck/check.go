@@ -42,6 +42,8 @@ type Input struct {
 	Children []Child // at the end, when nothing changed any more
 	// ForkLog: the shim had a fork log, so that no adopted orphan may be left.
 	ForkLog bool
+	// Blind is for how long after PID 1's first line a fork log is still being switched on and proves nothing.
+	Blind time.Duration
 	// Off: the shim reaps nothing; whatever is left is right.
 	Off bool
 }
@@ -92,6 +94,7 @@ type checker struct {
 	report  Report
 	finish  bool // PID 1 came to its end
 	sawInit bool
+	begin   int64 // ns, when PID 1 began
 }
 
 type wait struct {
@@ -212,7 +215,7 @@ func (c *checker) readLog(name string) error {
 		me := c.process(self, at)
 		switch f[1] {
 		case "init":
-			c.sawInit = true
+			c.sawInit, c.begin = true, at
 		case "born":
 			// The parent of a sibling is said by its parent.
 			if f[4] != "cloneparent" {
@@ -420,7 +423,7 @@ func (c *checker) checkChildren() {
 		}
 		switch {
 		case c.in.Off:
-		case c.in.ForkLog:
+		case c.in.ForkLog && time.Duration(p.forked-c.begin) > c.in.Blind:
 			c.violate(RuleLeftover, "%d (start %d), forked by %d, is left in spite of the fork log", child.PID, child.Start, p.parent.PID)
 		case foreign:
 			c.violate(RuleLeftover, "%d (start %d), forked by %d, is left although it is in session %d",

@@ -1,11 +1,12 @@
 // proctree: a PID 1 that grows random process trees and writes down whom it forked and what every wait gave. So does each of
 // its descendants. integration/lineagecheck compares these logs with what the shim says it reaped.
 //
-//   proctree -s seed -n processes -d dir [-t threads] [-l late-ms] [-p pace-ms] [-a] [-g]
+//   proctree -s seed -n processes -d dir [-t threads] [-l late-ms] [-p pace-ms] [-b biggest] [-a] [-g]
 //
 //   -t  at most that many threads of PID 1 at a time, which come, fork and go (0)
 //   -l  the longest time by which PID 1 asks late for the status of a child (3000)
 //   -p  the longest pause between two trees (80)
+//   -b  the most processes in a tree (12); with 1 all are children of PID 1
 //   -a  PID 1 waits for -1 only, and so takes orphans itself
 //   -g  PID 1 waits by process group also for children that have some of their own, whose orphans it then takes
 //
@@ -617,10 +618,10 @@ static void start_thread(struct batch *b)
 
 int main(int argc, char **argv)
 {
-	int processes = 100, pace = 80, opt, number = 0;
+	int processes = 100, pace = 80, biggest = 12, opt, number = 0;
 	const char *child = NULL;
 
-	while ((opt = getopt(argc, argv, "s:n:t:d:l:p:agW:")) != -1) {
+	while ((opt = getopt(argc, argv, "s:n:t:d:l:p:b:agW:")) != -1) {
 		switch (opt) {
 		case 's': init.seed = strtoull(optarg, NULL, 10); break;
 		case 'n': processes = atoi(optarg); break;
@@ -628,6 +629,7 @@ int main(int argc, char **argv)
 		case 'd': dir = optarg; break;
 		case 'l': late = atoi(optarg); break;
 		case 'p': pace = atoi(optarg); break;
+		case 'b': biggest = atoi(optarg); break;
 		case 'a': init.any = 1; break;
 		case 'g': init.group = 1; break;
 		case 'W': child = optarg; break;
@@ -664,7 +666,7 @@ int main(int argc, char **argv)
 		int threaded = init.threads && below(&r, 2), wait = below(&r, pace);
 
 		for (int i = 0; i < b.count; i++) {
-			b.budget[i] = left > 0 ? 1 + below(&r, left < 12 ? left : 12) : 0;
+			b.budget[i] = left > 0 ? 1 + below(&r, left < biggest ? left : biggest) : 0;
 			left -= b.budget[i];
 			if (b.budget[i] == 0)
 				b.count = i;
