@@ -28,6 +28,9 @@ const (
 	// maxPerfEvents bounds the kernel memory of a perf task log, which is not charged to the container: an event of 1352
 	// bytes (Linux 6.18) for each thread of PID 1 and CPU. 16384 are 22 MB.
 	maxPerfEvents = 16384
+	// maxPerfCPUs is the number of possible CPUs up to which perf is the first choice. Each takes 36 KB of locked memory for
+	// each container, and 1.2 µs of each thread that PID 1 creates (docs/fork-log.md).
+	maxPerfCPUs = 64
 	// connectorWarmup is how long a new container's forks are listened to; its first processes are born then.
 	connectorWarmup = time.Minute
 	// connectorQuiet is how long nothing unproven must have been seen before a connector is closed.
@@ -59,6 +62,8 @@ func openForks(id string, pid procfs.HostPID, startTime uint64, policy ForkLog, 
 		switch {
 		case !fresh:
 			f.reason = "perf: PID 1 already ran when it was first seen"
+		case policy == ForkLogAuto && !affordable():
+			f.reason = fmt.Sprintf("perf: more than %d possible CPUs", maxPerfCPUs)
 		default:
 			var err error
 			if f.perf, err = forklog.OpenPerf(pid, startTime); err == nil {
@@ -67,18 +72,28 @@ func openForks(id string, pid procfs.HostPID, startTime uint64, policy ForkLog, 
 			f.reason = err.Error()
 		}
 	}
-	f.openConnector(now, connectorWarmup)
+	complete := uint64(0)
+	if fresh {
+		complete = startTime
+	}
+	f.openConnector(complete, now, connectorWarmup)
 	if f.log() == nil {
 		log.L.WithField("id", id).Warnf("no log of the forks of PID 1: %s", f.reason)
 	}
 	return f
 }
 
-func (f *forks) openConnector(now time.Time, keep time.Duration) {
+// affordable reports whether this machine has few enough CPUs for perf.
+func affordable() bool {
+	cpus, err := forklog.PossibleCPUs()
+	return err == nil && len(cpus) <= maxPerfCPUs
+}
+
+func (f *forks) openConnector(complete uint64, now time.Time, keep time.Duration) {
 	if f.policy != ForkLogAuto && f.policy != ForkLogConnector {
 		return
 	}
-	conn, err := forklog.OpenConnector(f.pid)
+	conn, err := forklog.OpenConnector(f.pid, complete)
 	if err != nil {
 		f.reason = err.Error()
 		f.retryAt = now.Add(connectorQuiet)
@@ -111,7 +126,7 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 			return false
 		}
 		// What PID 1 forks from now on is worth a listener for as long as after a birth.
-		f.openConnector(now, connectorWarmup)
+		f.openConnector(0, now, connectorWarmup)
 		return true
 	}
 	unproven := st.Unproven > 0 && st.Oldest > st.Grace
@@ -128,7 +143,7 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 		f.reason = "connector: nothing unproven for a while"
 		return true
 	case f.conn == nil && unproven && now.After(f.retryAt):
-		f.openConnector(now, connectorQuiet)
+		f.openConnector(0, now, connectorQuiet)
 		return f.conn != nil
 	}
 	return false

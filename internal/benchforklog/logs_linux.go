@@ -46,7 +46,7 @@ func open(s setting) (_ *opened, err error) {
 		o.logs = append(o.logs, log)
 	}
 	for _, pid := range s.conn {
-		log, err := forklog.OpenConnector(pid)
+		log, err := forklog.OpenConnector(pid, 0)
 		if err != nil {
 			return nil, err
 		}

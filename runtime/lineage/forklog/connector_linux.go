@@ -51,10 +51,12 @@ type Connector struct {
 	buf    []byte
 }
 
-// OpenConnector begins a log of the forks of the process pid. What was born before, or within a tenth of a second, is not
-// vouched for. It needs CAP_NET_ADMIN in the initial user namespace, and the initial PID namespace: only there are the
+// OpenConnector begins a log of the forks of the process pid. complete is the tick since which it is exact: the start time of a
+// process that has not forked yet; 0 for any other, and what was born before, or within a tenth of a second, is then not
+// vouched for. The subscription is in force when the call returns (cn_rx_skb in drivers/connector/connector.c calls
+// cn_proc_mcast_ctl in the context of the sender). It needs CAP_NET_ADMIN in the initial user namespace, and the initial PID namespace: only there are the
 // connector's numbers those of /proc.
-func OpenConnector(pid procfs.HostPID) (_ *Connector, err error) {
+func OpenConnector(pid procfs.HostPID, complete uint64) (_ *Connector, err error) {
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err != nil || ns.Ino != initPIDNamespace {
 		return nil, fmt.Errorf("proc connector for process %d: %w: not in the initial PID namespace", pid, ErrUnsupported)
@@ -81,8 +83,11 @@ func OpenConnector(pid procfs.HostPID) (_ *Connector, err error) {
 	if err := subscribe(fd, procMcastListen); err != nil {
 		return nil, connectorError(pid, "subscribe", err)
 	}
+	if complete == 0 {
+		complete = bootTicks() + settle
+	}
 	c := &Connector{
-		memory: newMemory("connector", bootTicks()+settle),
+		memory: newMemory("connector", complete),
 		fd:     fd,
 		done:   make(chan struct{}),
 		buf:    make([]byte, 4096),

@@ -16,9 +16,9 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-func (s *subject) openConnector() *forklog.Connector {
+func (s *subject) openConnector(complete uint64) *forklog.Connector {
 	s.t.Helper()
-	log, err := forklog.OpenConnector(s.pid())
+	log, err := forklog.OpenConnector(s.pid(), complete)
 	if errors.Is(err, forklog.ErrUnsupported) || errors.Is(err, forklog.ErrPermission) {
 		testutil.Lacks(s.t, err.Error(), "run as root of the initial namespaces on a kernel with CONFIG_PROC_EVENTS")
 	}
@@ -44,7 +44,7 @@ func TestConnectorIsExact(t *testing.T) {
 	s := newSubject(t, bin, "mix", "2", "pause", "mix", "20", "threads", "50", "exec", bin, "mix", "10", "pause")
 	s.goOn()
 	early := s.children()
-	log := s.openConnector()
+	log := s.openConnector(0)
 	settle(t)
 	s.goOn()
 	late := s.children()
@@ -56,11 +56,24 @@ func TestConnectorIsExact(t *testing.T) {
 	}
 }
 
+// Opened on a process that has not forked yet, it is exact from birth.
+func TestConnectorIsExactFromBirth(t *testing.T) {
+	bin := compiled(t)
+	for range 20 {
+		s := newSubject(t, bin, "mix", "2", "threads", "2", "pause")
+		log := s.openConnector(s.birth)
+		s.goOn()
+		all := s.children()
+		log.Sync()
+		check(t, log, all, exact)
+	}
+}
+
 // A full receive buffer is a gap.
 func TestConnectorLossIsAGap(t *testing.T) {
 	bin := compiled(t)
 	s := newSubject(t, bin, "flood", "8000", "mix", "1", "pause", "mix", "5", "pause")
-	log := s.openConnector()
+	log := s.openConnector(0)
 	settle(t)
 	release := forklog.HoldConnector(log)
 	s.goOn()
@@ -87,7 +100,7 @@ func TestConnectorCloseGivesAllBack(t *testing.T) {
 	s := newSubject(t, "/bin/true")
 	fds := openFiles(t)
 	for range 3 {
-		log, err := forklog.OpenConnector(s.pid())
+		log, err := forklog.OpenConnector(s.pid(), 0)
 		if err != nil {
 			testutil.Lacks(t, err.Error(), "run as root of the initial namespaces on a kernel with CONFIG_PROC_EVENTS")
 		}
@@ -111,7 +124,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(tryVariable) == "" {
 		os.Exit(m.Run())
 	}
-	_, err := forklog.OpenConnector(procfs.HostPID(os.Getppid()))
+	_, err := forklog.OpenConnector(procfs.HostPID(os.Getppid()), 0)
 	fmt.Printf("permission %v, unsupported %v: %v\n", errors.Is(err, forklog.ErrPermission), errors.Is(err, forklog.ErrUnsupported), err)
 }
 

@@ -61,7 +61,7 @@ type ring struct {
 // It takes (1+8) pages of locked memory for each possible CPU: an event on an online CPU only would miss, without a sign, what
 // happens on one that comes online later.
 func OpenPerf(pid procfs.HostPID, complete uint64) (_ *Perf, err error) {
-	cpus, err := possibleCPUs()
+	cpus, err := PossibleCPUs()
 	if err != nil {
 		return nil, err
 	}
@@ -321,8 +321,8 @@ func bootTicks() uint64 {
 	return uint64(ts.Nano()) / tickNanos
 }
 
-// possibleCPUs lists the CPUs that the kernel may ever bring online.
-func possibleCPUs() ([]int, error) {
+// PossibleCPUs lists the CPUs that the kernel may ever bring online.
+func PossibleCPUs() ([]int, error) {
 	const name = "/sys/devices/system/cpu/possible"
 	data, err := os.ReadFile(name)
 	if err != nil {
