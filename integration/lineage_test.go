@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,11 +35,10 @@ const soakEnv = "REAPER_SOAK"
 var lineageSources = []struct {
 	name, options string
 	provesAll     bool
-	blind         time.Duration // after the start of PID 1, where the source does not see the first forks
 }{
 	{name: "off", options: "forkLog = 'off'\n"},
 	{name: "perf", options: "forkLog = 'perf'\n", provesAll: true},
-	{name: "connector", options: "forkLog = 'connector'\n", provesAll: true, blind: 200 * time.Millisecond},
+	{name: "connector", options: "forkLog = 'connector'\n", provesAll: true},
 }
 
 // everyOrphan has the shim report each orphan that it reaps: the checker compares them all.
@@ -51,8 +51,8 @@ type tree struct {
 	late      time.Duration
 	options   string // TOML
 	provesAll bool
-	blind     time.Duration
 	off       bool
+	own       bool // almost all are PID 1's own children, which it waits for by their numbers
 }
 
 // args are those of proctree: of eight seeds two have a single-threaded PID 1 that waits for -1, one has a single-threaded one
@@ -60,6 +60,9 @@ type tree struct {
 func (r tree) args() []string {
 	args := []string{"/bin/proctree", "-s", strconv.Itoa(r.seed), "-n", strconv.Itoa(r.processes), "-d", "/logs",
 		"-l", strconv.FormatInt(r.late.Milliseconds(), 10)}
+	if r.own {
+		return append(args, "-b", "1", "-p", "5")
+	}
 	switch r.seed % 4 {
 	case 1:
 		args = append(args, "-t", "4")
@@ -112,7 +115,7 @@ func grow(ctx context.Context, d *harness.Daemon, events *harness.Events, runtim
 		defer cancel()
 		err = errors.Join(err, c.Remove(ctx))
 	}()
-	in := lineagecheck.Input{Logs: os.DirFS(dir), ForkLog: r.provesAll, Blind: r.blind, Off: r.off}
+	in := lineagecheck.Input{Logs: os.DirFS(dir), ForkLog: r.provesAll, Off: r.off}
 	// Far more than PID 1 and the longest wait need, then what the orphans still have to do.
 	limit := time.Duration(r.processes)*200*time.Millisecond + 3*r.late + time.Minute
 	if err := testutil.Poll(limit, func() (bool, string) {
@@ -304,7 +307,7 @@ func TestLineage(t *testing.T) {
 			var trees []tree
 			for seed := 1; seed <= seeds; seed++ {
 				trees = append(trees, tree{seed: seed, processes: processes, late: 3 * time.Second,
-					options: source.options, provesAll: source.provesAll, blind: source.blind})
+					options: source.options, provesAll: source.provesAll})
 			}
 			reports, counts := growAll(t, trees)
 			t.Logf("%d seeds:%s", len(reports), countsText(counts))
@@ -319,6 +322,86 @@ func TestLineage(t *testing.T) {
 			if counts["orphan.reported"] == 0 {
 				t.Error("the shim has reaped nothing: the test has shown nothing")
 			}
+		})
+	}
+}
+
+// TestLineageNotices: the same test fails when the shim is wrong. Its evidence is falsified (package fault): the session rule
+// says the opposite, or a fork log forgets one fork in a thousand.
+func TestLineageNotices(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some minutes")
+	}
+	d := daemon(t)
+	reaper(t)
+	testutil.Tool(t, "proctree")
+	root, err := testutil.RepoRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	shim := filepath.Join(dir, "faulty", "containerd-shim-reaper-v2")
+	for name, bin := range map[string]string{"containerd-shim-reaper-v2": shim, "reaper-tracer": filepath.Join(dir, "faulty", "reaper-tracer")} {
+		build := osexec.Command("go", "build", "-tags", "reaperfault", "-o", bin, "./cmd/"+name)
+		build.Dir = root
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build %s with faults: %v\n%s", name, err, out)
+		}
+	}
+	for _, tt := range []struct{ fault, options string }{
+		{"invert-session", "forkLog = 'off'\n"},
+		{"forget-one-fork-in=1000", "forkLog = 'perf'\n"},
+		{"forget-one-fork-in=1000", "forkLog = 'connector'\n"},
+	} {
+		t.Run(tt.fault+" "+strings.TrimSpace(tt.options), func(t *testing.T) {
+			// The shim's environment is what tells it how to fail.
+			entry := filepath.Join(t.TempDir(), "containerd-shim-reaper-v2")
+			script := fmt.Sprintf("#!/bin/sh\nREAPER_FAULT=%s exec %s \"$@\"\n", tt.fault, shim)
+			if err := os.WriteFile(entry, []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			// A fork that is forgotten matters only if PID 1 asks later than the grace period, and a child that PID 1
+			// collects makes the shim careful: a few thousand forks are needed until one is robbed.
+			const rounds, atOnce, processes = 6, 6, 1500
+			seed := 4
+			for round := 1; round <= rounds; round++ {
+				events := subscribe(t, d)
+				var (
+					wg    sync.WaitGroup
+					mu    sync.Mutex
+					found []lineagecheck.Violation
+				)
+				for range atOnce {
+					r := tree{seed: seed, processes: processes, late: 3 * time.Second, options: tt.options, own: true}
+					seed++
+					wg.Go(func() {
+						in, err := grow(t.Context(), d, events, entry, filepath.Join(dir, fmt.Sprint(tt.options, r.seed)), r)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						report, err := lineagecheck.Check(in)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						for _, v := range report.Violations {
+							if v.Rule != lineagecheck.RuleLeftover {
+								found = append(found, v)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if len(found) > 0 {
+					t.Logf("found in round %d, after about %d forks: %v", round, round*atOnce*processes, found[0])
+					return
+				}
+			}
+			t.Errorf("a shim with %s robbed nobody in %d forks, or nobody noticed", tt.fault, rounds*atOnce*processes)
 		})
 	}
 }
@@ -362,14 +445,14 @@ func TestLineageSoak(t *testing.T) {
 		release.WriteByte(byte(b))
 	}
 	begin, seed := time.Now(), 1000
-	const batch, processes = 6, 1000
+	const batch, processes = 6, 2800
 	total := map[string]map[string]int{}
 	for first := true; first || time.Since(begin) < duration; first = false {
 		for _, source := range lineageSources {
 			var trees []tree
 			for range batch {
 				trees = append(trees, tree{seed: seed, processes: processes, late: 30 * time.Second,
-					options: source.options, provesAll: source.provesAll, blind: source.blind})
+					options: source.options, provesAll: source.provesAll})
 				seed++
 			}
 			_, counts := growAll(t, trees)

@@ -42,8 +42,6 @@ type Input struct {
 	Children []Child // at the end, when nothing changed any more
 	// ForkLog: the shim had a fork log, so that no adopted orphan may be left.
 	ForkLog bool
-	// Blind is for how long after PID 1's first line a fork log is still being switched on and proves nothing.
-	Blind time.Duration
 	// Off: the shim reaps nothing; whatever is left is right.
 	Off bool
 }
@@ -94,7 +92,6 @@ type checker struct {
 	report  Report
 	finish  bool // PID 1 came to its end
 	sawInit bool
-	begin   int64 // ns, when PID 1 began
 }
 
 type wait struct {
@@ -215,7 +212,7 @@ func (c *checker) readLog(name string) error {
 		me := c.process(self, at)
 		switch f[1] {
 		case "init":
-			c.sawInit, c.begin = true, at
+			c.sawInit = true
 		case "born":
 			// The parent of a sibling is said by its parent.
 			if f[4] != "cloneparent" {
@@ -423,7 +420,7 @@ func (c *checker) checkChildren() {
 		}
 		switch {
 		case c.in.Off:
-		case c.in.ForkLog && time.Duration(p.forked-c.begin) > c.in.Blind:
+		case c.in.ForkLog:
 			c.violate(RuleLeftover, "%d (start %d), forked by %d, is left in spite of the fork log", child.PID, child.Start, p.parent.PID)
 		case foreign:
 			c.violate(RuleLeftover, "%d (start %d), forked by %d, is left although it is in session %d",

@@ -171,19 +171,6 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// What was born while the fork log was being switched on may be left.
-func TestBlind(t *testing.T) {
-	in := good()
-	in.ForkLog, in.Blind = true, 7
-	if r := check(t, in); len(r.Violations) != 0 || r.Leftover != 1 {
-		t.Errorf("violations %v, %d left", r.Violations, r.Leftover)
-	}
-	in.Blind = 3
-	if r := check(t, in); len(r.Violations) != 1 {
-		t.Errorf("violations %v, want one", r.Violations)
-	}
-}
-
 // A number that comes back belongs to the process that had it at the time.
 func TestNumberUsedAgain(t *testing.T) {
 	in := good()
