@@ -158,6 +158,10 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(GO) run ./integration/demo
 
+.PHONY: bench
+bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root).
+	$(GO) test -run '^$$' -bench . ./runtime/...
+
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
 	CGO_ENABLED=0 $(GO) run ./internal/benchforklog
