@@ -345,6 +345,7 @@ static void end(uint64_t *r)
 		int sig = signals[below(r, 4)];
 
 		note("exit signal:%d", sig);
+		signal(sig, SIG_DFL); /* whoever started us may ignore it: nohup does */
 		kill(self, sig);
 		for (;;)
 			pause();
