@@ -31,6 +31,8 @@ const (
 	// maxPerfCPUs is the number of possible CPUs up to which perf is the first choice. Each takes 36 KB of locked memory for
 	// each container, and 1.2 µs of each thread that PID 1 creates (docs/fork-log.md).
 	maxPerfCPUs = 64
+	// perfSync is how often a perf log is asked at least whether it still lives.
+	perfSync = 5 * time.Second
 	// connectorWarmup is how long a new container's forks are listened to; its first processes are born then.
 	connectorWarmup = time.Minute
 	// connectorQuiet is how long nothing unproven must have been seen before a connector is closed.
@@ -49,6 +51,7 @@ type forks struct {
 	// closeAt is when the connector is closed if nothing unproven turns up.
 	closeAt time.Time
 	retryAt time.Time // of opening the connector
+	syncAt  time.Time // when the perf log is looked at whether there are zombies or not
 }
 
 // openForks begins the log of a PID 1 that was born at startTime. fresh says that it has not run its first instruction.
@@ -116,6 +119,12 @@ func (f *forks) log() sweep.ForkLog {
 // update draws the consequences of a sweep and reports whether another log is in use now.
 func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 	if f.perf != nil {
+		if !now.Before(f.syncAt) {
+			// Otherwise it is brought up to date only when there are zombies, and its end would be found with the first one
+			// that it cannot vouch for.
+			f.perf.Sync()
+			f.syncAt = now.Add(perfSync)
+		}
 		ps := f.perf.Stats()
 		switch cpus := f.perf.CPUs(); {
 		case ps.Ended:

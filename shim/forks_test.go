@@ -81,6 +81,30 @@ func TestForkLogThreadCap(t *testing.T) {
 	}
 }
 
+// A log that an exec has ended, or anything else, is noticed without a zombie that asks for it.
+func TestForkLogEnds(t *testing.T) {
+	testutil.Root(t)
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	f := openForks("c", procfs.HostPID(cmd.Process.Pid), 1, ForkLogAuto, true, now)
+	defer f.close()
+	if f.update(sweep.Stats{}, now) || f.stats().Source != "perf" {
+		t.Errorf("state %+v, want perf", f.stats())
+	}
+	in.Close()
+	_ = cmd.Wait()
+	if !f.update(sweep.Stats{}, now.Add(perfSync)) || f.stats().Source != "connector" || !strings.HasPrefix(f.stats().Reason, "perf: ") {
+		t.Errorf("state %+v, want the connector, and perf's end as the reason", f.stats())
+	}
+}
+
 // The connector costs the host something for each fork: it is listened to for as long as it may matter.
 func TestConnectorIsNotKeptForEver(t *testing.T) {
 	pid, start := somebody(t)
