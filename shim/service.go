@@ -94,9 +94,10 @@ func (s *service) findTracer() {
 	log.L.WithError(err).Warn("no tracer: zombies will be observed and not reaped")
 }
 
-// RegisterTTRPC registers this service, and not the wrapped one, for the task API.
+// RegisterTTRPC registers this service, and not the wrapped one, for both versions of the task API.
 func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
+	registerTaskV2(server, s)
 	return nil
 }
 
