@@ -88,6 +88,35 @@ $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags sec
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
 $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
 
+# Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
+# $(1) version, $(2) module
+define daemon
+$(TOOLS)/containerd-$(1): integration/tools/containerd-$(1)/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-$(1)"
+	@cd integration/tools/containerd-$(1) && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly \
+		-buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" -o $$@ ./cmd/containerd
+DAEMON_FILES += $(TOOLS)/containerd-$(1)
+endef
+
+$(eval $(call daemon,1.7,github.com/containerd/containerd))
+$(eval $(call daemon,2.0,github.com/containerd/containerd/v2))
+$(eval $(call daemon,2.2,github.com/containerd/containerd/v2))
+
+# Debian's package, taken apart and not installed: a containerd that this machine may have is left alone.
+$(TOOLS)/containerd-debian:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/containerd-debian"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		apt-get download -q containerd >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q containerd; }; \
+		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
+DAEMON_FILES += $(TOOLS)/containerd-debian
+
+.PHONY: daemons
+daemons: $(DAEMON_FILES) ## Get the older versions of containerd that test-matrix runs with.
+	@:
+
 .PHONY: tools
 tools: $(TOOL_FILES) ## Build containerd, runc, ctr, nerdctl and crictl into bin/tools (pinned in integration/tools).
 	@:

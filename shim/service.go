@@ -39,6 +39,8 @@ type service struct {
 	// tracer is nil where there is none; tracerReason then says why.
 	tracer       *tracer.Client
 	tracerReason string
+	// tracerFile keeps the executable that fits this shim, whatever an upgrade puts in its place.
+	tracerFile *os.File
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
@@ -84,10 +86,13 @@ func (s *service) findTracer() {
 		var path string
 		if path, err = tracer.Find(self); err == nil {
 			if reason := tracer.Supported(); reason == "" {
-				s.tracer = tracer.NewClient(path)
-				return
+				if s.tracerFile, err = os.Open(path); err == nil {
+					s.tracer = tracer.NewClient(fmt.Sprintf("/proc/self/fd/%d", s.tracerFile.Fd()))
+					return
+				}
+			} else {
+				err = fmt.Errorf("reaper-tracer: %s", reason)
 			}
-			err = fmt.Errorf("reaper-tracer: %s", tracer.Supported())
 		}
 	}
 	s.tracerReason = err.Error()

@@ -210,6 +210,7 @@ func startWorker(path string, args []string) (*worker, error) {
 		return nil, fmt.Errorf("start worker: %w", err)
 	}
 	cmd := exec.Command(path, args...)
+	cmd.Args[0] = WorkerName // the path may be a file descriptor's
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, stderrW
 	cmd.Dir = "/"
 	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves
