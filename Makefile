@@ -174,6 +174,20 @@ fuzz: ## Every fuzz target for FUZZTIME (5s).
 test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
 
+# What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
+# the daemon and our programs can be replaced. TestDaemonUpgrade goes from this version to the newest.
+CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
+OLDEST     := containerd-debian
+
+.PHONY: test-oldest
+test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).
+	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GO) test -count=1 -timeout $(TIMEOUT) \
+		-run '$(CORE_TESTS)' ./integration
+
+.PHONY: test-matrix
+test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).
+	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
+
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
 	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
