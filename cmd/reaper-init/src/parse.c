@@ -128,8 +128,8 @@ const char *signal_name(int sig)
 }
 
 /*
- * The name stands in brackets and may hold brackets and blanks, so its end is the last bracket of the line. The kernel writes
- * newline and backslash in it as \n and \\ (fs/proc/array.c, proc_task_name).
+ * The name stands in brackets and may hold brackets, blanks and newlines, so its end is the last bracket. Nothing in it is escaped,
+ * unlike in /proc/PID/status (fs/proc/array.c, do_task_stat).
  */
 int parse_stat(const char *text, size_t len, struct proc_stat *out)
 {
@@ -144,15 +144,8 @@ int parse_stat(const char *text, size_t len, struct proc_stat *out)
 	if (close <= open + 1)
 		return -1;
 	close--;
-	for (size_t i = open + 1; i < close && fill < COMM_SIZE - 1; i++) {
-		char c = text[i];
-
-		if (c == '\\' && i + 1 < close) {
-			i++;
-			c = text[i] == 'n' ? '\n' : text[i];
-		}
-		out->comm[fill++] = c;
-	}
+	for (size_t i = open + 1; i < close && fill < COMM_SIZE - 1; i++)
+		out->comm[fill++] = text[i];
 	while (fill < COMM_SIZE)
 		out->comm[fill++] = '\0';
 

@@ -8,7 +8,7 @@
 #define COMM_SIZE 16 /* TASK_COMM_LEN, include/linux/sched.h */
 
 struct proc_stat {
-	char comm[COMM_SIZE]; /* as the kernel holds it, not escaped; padded with NUL */
+	char comm[COMM_SIZE]; /* any bytes; padded with NUL */
 	char state;
 	uint32_t ppid;
 	uint64_t starttime; /* clock ticks since boot */
@@ -32,7 +32,7 @@ int parse_rewrite(const char *text, int *from, int *to);
 /* The name without SIG, or "" */
 const char *signal_name(int sig);
 
-/* The line of /proc/PID/stat, proc_pid_stat(5). Returns 0, or -1 if it is not one. */
+/* The text of /proc/PID/stat, proc_pid_stat(5). Returns 0, or -1 if it is not one. */
 int parse_stat(const char *text, size_t len, struct proc_stat *out);
 
 /* The next number of a list that blanks separate, from *pos on. 0 at the end or at anything else. */
