@@ -71,6 +71,7 @@ reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
+# libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
 # python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them).
 APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash
 
@@ -189,6 +190,15 @@ bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
 	CGO_ENABLED=0 $(GO) run ./internal/benchforklog
+
+.PHONY: init-cases
+init-cases: ## The cases of reaper-init, ours and those of tini and dumb-init: docs/init-cases.md (as root).
+	$(GO) test -count=1 -run '^TestCases$$' ./cmd/reaper-init/initest -write-cases $(CURDIR)/docs/init-cases.md
+
+.PHONY: bench-init
+bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data/init.json and the table of docs/init.md (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='gcc libc6-dev tini dumb-init catatonit'
+	CGO_ENABLED=0 $(GO) run ./internal/benchinit -init $(BIN)/reaper-init
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).

@@ -52,6 +52,7 @@ func ownCases() []testCase {
 			syscall.Kill(pid, syscall.SIGSTOP)
 			p.hasState(pid, "T")
 			syscall.Kill(pid, syscall.SIGCONT)
+			p.expectSignal(syscall.SIGCONT)
 			p.gets(syscall.SIGUSR1, syscall.SIGUSR1)
 		}},
 		{"SIGCHLD ignored by whoever started it: the exit code is the program's", "", func(t *testing.T) {
