@@ -146,8 +146,8 @@ test-integration: tools testprogs build ## Tests against a private containerd, a
 	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
 
 .PHONY: soak-lineage
-soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
-	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
+	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.

@@ -27,8 +27,13 @@ import (
 	"github.com/reaper-shim/reaper/runtime/sweep"
 )
 
-// soakEnv is how long TestLineageSoak runs; without it, it does not.
-const soakEnv = "REAPER_SOAK"
+// soakEnv is how long TestLineageSoak runs; without it, it does not. seedEnv is its first seed, sourceEnv the only fork log that it
+// runs with: a long soak can be done in parts.
+const (
+	soakEnv   = "REAPER_SOAK"
+	seedEnv   = "REAPER_SOAK_SEED"
+	sourceEnv = "REAPER_SOAK_SOURCE"
+)
 
 // lineageSources are the fork logs with which the trees are grown. Every one has to keep every status; only those that
 // prove everything have to leave nothing.
@@ -444,11 +449,21 @@ func TestLineageSoak(t *testing.T) {
 		}
 		release.WriteByte(byte(b))
 	}
-	begin, seed := time.Now(), 1000
+	begin, first := time.Now(), 1000
+	if s := os.Getenv(seedEnv); s != "" {
+		if first, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("%s: %v", seedEnv, err)
+		}
+	}
+	seed := first
 	const batch, processes = 6, 2800
 	total := map[string]map[string]int{}
-	for first := true; first || time.Since(begin) < duration; first = false {
+	for seed == first || time.Since(begin) < duration {
+		before := seed
 		for _, source := range lineageSources {
+			if only := os.Getenv(sourceEnv); only != "" && only != source.name {
+				continue
+			}
 			var trees []tree
 			for range batch {
 				trees = append(trees, tree{seed: seed, processes: processes, late: 30 * time.Second,
@@ -463,9 +478,12 @@ func TestLineageSoak(t *testing.T) {
 				total[source.name][name] += n
 			}
 		}
+		if seed == before {
+			t.Fatalf("%s: no fork log %q", sourceEnv, os.Getenv(sourceEnv))
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(total)) {
 		t.Logf("fork log %s:%s", name, countsText(total[name]))
 	}
-	t.Logf("seeds 1000 to %d, kernel %s, %v", seed-1, release.String(), time.Since(begin).Round(time.Second))
+	t.Logf("seeds %d to %d, kernel %s, %v", first, seed-1, release.String(), time.Since(begin).Round(time.Second))
 }

@@ -293,6 +293,7 @@ func (p *Perf) Stats() Stats { return p.snapshot() }
 
 // Close ends the log and gives its memory back.
 func (p *Perf) Close() error {
+	p.Sync()
 	if p.closed.Swap(true) {
 		return nil
 	}
@@ -300,6 +301,7 @@ func (p *Perf) Close() error {
 	<-p.done
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.close(p.good)
 	p.release()
 	return err
 }
