@@ -48,8 +48,8 @@ build: ## Build the commands under cmd/ into bin/.
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
-# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them).
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash
+# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
