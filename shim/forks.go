@@ -53,8 +53,8 @@ type forks struct {
 	perf   *forklog.Perf
 	conn   *forklog.Connector
 	past   []forklog.Log // closed, the oldest first
-	// reason says why there is no log, or no better one.
-	reason string
+	// reason says why there is no perf log, connReason why there is no connector.
+	reason, connReason string
 	// closeAt is when the connector is closed if nothing unproven turns up.
 	closeAt time.Time
 	retryAt time.Time // of opening the connector
@@ -92,7 +92,7 @@ func openForks(id string, pid procfs.HostPID, startTime uint64, policy ForkLog, 
 	}
 	f.openConnector(complete, now, connectorWarmup)
 	if f.log() == nil {
-		log.L.WithField("id", id).Warnf("no log of the forks of PID 1: %s", f.reason)
+		log.L.WithField("id", id).Warnf("no log of the forks of PID 1: %s", f.why())
 	}
 	return f
 }
@@ -109,11 +109,11 @@ func (f *forks) openConnector(complete uint64, now time.Time, keep time.Duration
 	}
 	conn, err := forklog.OpenConnector(f.pid, complete)
 	if err != nil {
-		f.reason = err.Error()
+		f.connReason = err.Error()
 		f.retryAt = now.Add(connectorQuiet)
 		return
 	}
-	f.conn, f.closeAt = conn, now.Add(keep)
+	f.conn, f.connReason, f.closeAt = conn, "", now.Add(keep)
 }
 
 // log returns the log in use, nil when there is none.
@@ -183,7 +183,7 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 	f.keep = f.keep || f.paused && unproven
 	switch {
 	case f.conn != nil && f.conn.Stats().Ended:
-		f.reason = "connector: " + f.conn.Stats().Reason
+		f.connReason = "connector: " + f.conn.Stats().Reason
 		f.closeConnector()
 		f.retryAt = now.Add(connectorQuiet)
 		return true
@@ -191,7 +191,7 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 		f.closeAt = later(f.closeAt, now.Add(connectorQuiet))
 	case f.conn != nil && !f.keep && now.After(f.closeAt):
 		f.closeConnector()
-		f.reason = "connector: nothing to decide for a while"
+		f.connReason = "connector: nothing to decide for a while"
 		f.paused = true
 		return true
 	case f.conn == nil && needed && now.After(f.retryAt):
@@ -250,7 +250,15 @@ func (f *forks) stats() forklog.Stats {
 		}
 		return st
 	}
-	return forklog.Stats{Source: "none", Reason: f.reason}
+	return forklog.Stats{Source: "none", Reason: f.why()}
+}
+
+// why says why there is no log.
+func (f *forks) why() string {
+	if f.reason == "" || f.connReason == "" {
+		return f.reason + f.connReason
+	}
+	return f.reason + "; " + f.connReason
 }
 
 // close ends it.

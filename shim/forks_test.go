@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,30 +142,30 @@ func TestConnectorIsNotKeptForEver(t *testing.T) {
 // the session of PID 1.
 func TestConnectorIsKeptWhileItDecides(t *testing.T) {
 	pid, start := somebody(t)
-	var decided uint64
-	for name, need := range map[string]func(*sweep.Stats){
-		"unproven":   func(st *sweep.Stats) { st.Unproven, st.Oldest = 1, time.Hour },
-		"companions": func(st *sweep.Stats) { st.Companions = 1 },
-		"decided":    func(st *sweep.Stats) { decided++; st.LogDecided = decided },
+	for name, need := range map[string]func(st *sweep.Stats, round uint64){
+		"unproven":   func(st *sweep.Stats, _ uint64) { st.Unproven, st.Oldest = 1, time.Hour },
+		"companions": func(st *sweep.Stats, _ uint64) { st.Companions = 1 },
+		"decided":    func(st *sweep.Stats, round uint64) { st.LogDecided = round },
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := time.Now()
 			f := openForks("c", pid, start, ForkLogConnector, true, now)
 			defer f.close()
-			for range 10 {
-				st := sweep.Stats{Grace: time.Second}
-				need(&st)
+			var st sweep.Stats
+			for round := range uint64(10) {
+				st = sweep.Stats{Grace: time.Second}
+				need(&st, round+1)
 				now = now.Add(connectorQuiet - time.Second)
 				if f.update(st, now); f.stats().Source != "connector" {
 					t.Fatalf("closed: %+v", f.stats())
 				}
 			}
 			now = now.Add(connectorQuiet + time.Second)
-			if f.update(sweep.Stats{Grace: time.Second, LogDecided: decided}, now); f.stats().Source != "none" {
+			if f.update(sweep.Stats{Grace: time.Second, LogDecided: st.LogDecided}, now); f.stats().Source != "none" {
 				t.Errorf("not closed when nothing needs it: %+v", f.stats())
 			}
 			// Somebody else than PID 1 is there again: open before he leaves anything.
-			if f.update(sweep.Stats{Grace: time.Second, LogDecided: decided, Companions: 1}, now.Add(time.Second)); f.stats().Source != "connector" {
+			if f.update(sweep.Stats{Grace: time.Second, LogDecided: st.LogDecided, Companions: 1}, now.Add(time.Second)); f.stats().Source != "connector" {
 				t.Errorf("not opened again: %+v", f.stats())
 			}
 		})
@@ -298,5 +300,81 @@ func TestForkLogGivesAllBack(t *testing.T) {
 	}
 	if after := count(); after != before {
 		t.Errorf("%d open files, were %d", after, before)
+	}
+}
+
+// refusedVariable, the number of a process, makes TestForkLogRefused say what becomes of a fork log of that process: a process cannot
+// give up a capability for a while only.
+const refusedVariable = "SHIM_TEST_REFUSED"
+
+// Where neither source can be had, why is in the log once, and in the statistics for as long as it is so.
+func TestForkLogRefused(t *testing.T) {
+	testutil.Root(t)
+	if of := os.Getenv(refusedVariable); of != "" {
+		pid, err := strconv.Atoi(of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		f := openForks("refused", procfs.HostPID(pid), 0, ForkLogAuto, true, now)
+		for range 5 { // something is unproven, and it is tried again
+			fmt.Printf("state %+v\n", f.stats())
+			now = now.Add(connectorQuiet + time.Second)
+			f.update(sweep.Stats{Unproven: 1, Oldest: time.Hour}, now)
+		}
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := somebody(t)
+	setpriv := testutil.Tool(t, "setpriv")
+	child := []string{self, "-test.run", "^TestForkLogRefused$", "-test.v"}
+	for name, tt := range map[string]struct {
+		args    []string
+		attr    syscall.SysProcAttr
+		reasons []string
+	}{
+		"without capabilities": {
+			append([]string{setpriv, "--bounding-set=-perfmon,-sys_admin,-sys_ptrace,-net_admin"}, child...), syscall.SysProcAttr{},
+			[]string{"perf task log of process", "on cpu 0: no permission: ", "; proc connector for process", ": receive buffer: no permission: "},
+		},
+		"in another user namespace": {
+			child, syscall.SysProcAttr{
+				Cloneflags:  syscall.CLONE_NEWUSER,
+				UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+			},
+			[]string{"perf task log of process", "on cpu 0: no permission: ", "; proc connector for process", ": receive buffer: no permission: "},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(tt.args[0], tt.args[1:]...)
+			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", refusedVariable, pid))
+			cmd.SysProcAttr = &tt.attr
+			data, err := cmd.CombinedOutput()
+			out := string(data)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if n := strings.Count(out, "no log of the forks of PID 1"); n != 1 {
+				t.Errorf("in the log %d times, want once\n%s", n, out)
+			}
+			states := 0
+			for line := range strings.Lines(out) {
+				if !strings.HasPrefix(line, "state ") {
+					continue
+				}
+				states++
+				for _, reason := range append(tt.reasons, "Source:none") {
+					if !strings.Contains(line, reason) {
+						t.Errorf("%swithout %q", line, reason)
+					}
+				}
+			}
+			if states != 5 {
+				t.Errorf("%d states, want 5\n%s", states, out)
+			}
+		})
 	}
 }
