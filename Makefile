@@ -48,8 +48,8 @@ build: ## Build the commands under cmd/ into bin/.
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
-# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them).
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash
+# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -146,8 +146,8 @@ test-integration: tools testprogs build ## Tests against a private containerd, a
 	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
 
 .PHONY: soak-lineage
-soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
-	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
+	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.

@@ -45,9 +45,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l := owner.forks.log(); l != nil {
-		sweeper.SetForkLog(l)
-	}
+	sweeper.SetForkLog(owner.forks)
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watcher{
 		s:       s,
@@ -181,7 +179,6 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 
 		stats := sweeper.Stats()
 		if w.owner.forks.update(stats, time.Now()) {
-			sweeper.SetForkLog(w.owner.forks.log())
 			res.Changed = true
 		}
 		forks := w.owner.forks.stats()

@@ -27,6 +27,11 @@ type Stats struct {
 	Vanished uint64 // adopted zombies that PID 1 reaped itself
 	// ReapedUnproven and ReapedOwn are the part of Reaped that no rule had proven to be orphans, or that PID 1 had forked.
 	ReapedUnproven, ReapedOwn uint64
+	// LogDecided are the zombies, reaped or not, that nothing but the fork log gave a verdict of its own: adopted, or not adopted
+	// as another rule says.
+	LogDecided uint64
+	// Companions are the living processes in the session of PID 1 besides it, as of the last walk through the containers.
+	Companions int
 	// Grace is the grace period in force: that of the configuration, or a longer one that was learned.
 	Grace    time.Duration
 	Threads  int    // of PID 1

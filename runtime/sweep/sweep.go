@@ -83,6 +83,8 @@ type zombie struct {
 	judgement lineage.Judgement
 	seen      bool           // in the running sweep
 	thread    procfs.HostPID // of PID 1, on whose list it was found
+	fork      lineage.Fork   // what the fork log has said of it: a gap, or the end of the log, takes no proof back
+	decided   bool           // counted in Stats.LogDecided
 	tried     bool           // an attempt to have it reaped ended without an answer
 	retryAt   time.Time
 	retryWait time.Duration
@@ -95,7 +97,7 @@ type Sweeper struct {
 	cgroups   []*Cgroup
 	zombies   map[key]*zombie
 	sightings *lineage.Sightings
-	known     map[procfs.HostPID]struct{} // sighted at the last walk and still listed then
+	known     map[procfs.HostPID]bool // sighted at the last walk and still listed then; whether in the session of PID 1
 	forks     ForkLog
 	grace     time.Duration // cfg.Grace, or what was learned
 
@@ -125,7 +127,7 @@ func New(cfg Config) (*Sweeper, error) {
 		level:     status.Level(),
 		zombies:   make(map[key]*zombie),
 		sightings: lineage.NewSightings(maxSightings),
-		known:     make(map[procfs.HostPID]struct{}),
+		known:     make(map[procfs.HostPID]bool),
 		grace:     cfg.Grace,
 	}
 	s.stats.Refusals = make(map[tracer.Reason]uint64)
@@ -271,10 +273,17 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 			Thread:      z.thread,
 			SeenUnder:   s.sightings.Parent(k.pid, k.startTime),
 		}
-		if s.forks != nil {
-			e.Fork = s.forks.Lookup(k.pid, k.startTime)
+		if s.forks != nil && z.fork != lineage.ForkedByInit {
+			if says := s.forks.Lookup(k.pid, k.startTime); says != lineage.ForkUnknown {
+				z.fork = says
+			}
 		}
+		e.Fork = z.fork
 		j := lineage.Judge(e)
+		if !z.decided && (j.Rules == lineage.RuleForkLog && j.Verdict == lineage.Adopted || j.Contradiction && e.Fork == lineage.ForkedByInit) {
+			z.decided = true
+			s.stats.LogDecided++
+		}
 		if j.Contradiction && !z.judgement.Contradiction {
 			s.stats.Contradictions++
 		}
@@ -331,23 +340,36 @@ func (s *Sweeper) walk(full bool, now time.Time) {
 		return
 	}
 	pids := s.procs()
-	known := make(map[procfs.HostPID]struct{}, len(pids))
+	known := make(map[procfs.HostPID]bool, len(pids))
+	companions := 0
 	for _, pid := range pids {
 		if pid == s.cfg.Init.PID {
 			continue
 		}
 		// Once sighted, a process stays proven: read it again only in full sweeps, in case its PID changed hands.
-		if _, ok := s.known[pid]; ok && !full {
-			known[pid] = struct{}{}
+		if companion, ok := s.known[pid]; ok && !full {
+			known[pid] = companion
+			if companion {
+				companions++
+			}
 			continue
 		}
 		ticks := s.cfg.BootTicks()
 		st, err := s.cfg.Proc.Stat(pid)
-		if err == nil && s.sightings.Saw(st, ticks, s.cfg.Init.PID) {
-			known[pid] = struct{}{}
+		if err != nil {
+			continue
+		}
+		// Where PID 1 leads no session that is known, rule S is silent and everybody is one.
+		companion := !st.Zombie() && (!s.cfg.Init.SessionLeader || st.Session == s.cfg.Init.PID)
+		if companion {
+			companions++
+		}
+		if s.sightings.Saw(st, ticks, s.cfg.Init.PID) {
+			known[pid] = companion
 		}
 	}
 	s.known = known
+	s.stats.Companions = companions
 	s.nextWalk = now.Add(walkShare * s.cfg.Now().Sub(now))
 }
 
