@@ -1,6 +1,7 @@
 package sweep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -46,21 +47,26 @@ type Config struct {
 	BootTicks func() uint64
 }
 
-// Limits of one sweep.
+// limits bound the work of a sweep and the memory of a Sweeper.
+type limits struct {
+	// look is how many children are looked at in one sweep, at some 12 µs each. What is left is looked at in the next, which comes
+	// at once if there was something new.
+	look int
+	// tracked bounds the memory for zombies, some 200 bytes each. useless is the part of it for those that nobody may reap: what
+	// is beyond is counted and not remembered, or they would be in the way of others for ever.
+	tracked, useless int
+	// verify zombies that are known already are looked at again in each sweep, those that were not for verifyEvery: on the list of
+	// children only their number says that they are still the same. The tracer makes sure of it before it touches one.
+	verify int
+}
+
+var defaultLimits = limits{look: 8192, tracked: 32768, useless: 24576, verify: 1024}
+
+// More limits of one sweep.
 const (
 	// fullEvery is the interval of the sweeps that read what changes seldom or matters only to the statistics.
 	fullEvery = 10 * time.Second
 
-	// maxLook is how many children are looked at in one sweep, at some 12 µs each. What is left is looked at in the next, which
-	// comes at once if there was something new.
-	maxLook = 8192
-	// maxTracked bounds the memory for zombies, some 200 bytes each. maxUseless is the part of it for those that nobody may
-	// reap; what is beyond is counted and not remembered, or they would be in the way of others for ever.
-	maxTracked = 32768
-	maxUseless = 24576
-	// maxVerify zombies that are known already are looked at again in each sweep, those that were not for verifyEvery: on the list
-	// of children only their number says that they are still the same. The tracer makes sure of it before it touches one.
-	maxVerify   = 1024
 	verifyEvery = 10 * time.Second
 
 	// maxBatch and minBatch bound the number of zombies asked for in one attach. In between it is what fits in maxStop: the
@@ -106,6 +112,7 @@ type zombie struct {
 	retryAt   time.Time
 	retryWait time.Duration
 	judgement lineage.Judgement
+	number    uint64 // in the order in which they were found, which is the kernel's
 	round     uint32 // of the last look that found it on a list
 	tried     bool   // an attempt to have it reaped ended without an answer
 	useless   bool   // nobody may reap it
@@ -114,6 +121,7 @@ type zombie struct {
 // Sweeper watches one PID namespace. It is not safe for concurrent use; a single goroutine owns it.
 type Sweeper struct {
 	cfg       Config
+	limits    limits
 	level     int // index in NSpid of the namespace
 	cgroups   []*Cgroup
 	shared    bool
@@ -129,6 +137,7 @@ type Sweeper struct {
 	retryWait          time.Duration
 
 	round   uint32
+	numbers uint64    // given to zombies
 	fresh   []*zombie // found in this look
 	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
 	removed int       // from the list since, by us or by PID 1
@@ -158,6 +167,7 @@ func New(cfg Config) (*Sweeper, error) {
 	}
 	s := &Sweeper{
 		cfg:       cfg,
+		limits:    defaultLimits,
 		level:     status.Level(),
 		zombies:   make(map[procfs.HostPID]*zombie),
 		batch:     newBatch,
@@ -259,9 +269,9 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	var (
 		at      = 0
 		skip    = max(0, s.cursor-s.removed)
-		budget  = maxLook
-		verify  = maxVerify
-		all     = len(s.zombies) <= maxVerify
+		budget  = s.limits.look
+		verify  = s.limits.verify
+		all     = len(s.zombies) <= s.limits.verify
 		stopped = false
 	)
 	if skip == 0 {
@@ -279,7 +289,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 			verify--
 		case at <= skip:
 			return true
-		case budget == 0 || len(s.zombies) >= maxTracked:
+		case budget == 0 || len(s.zombies) >= s.limits.tracked:
 			stopped = true
 			return false
 		default:
@@ -371,7 +381,7 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 		if _, ok := s.dueAt(z); ok && s.cfg.Reaper != nil {
 			continue
 		}
-		if s.useless < maxUseless {
+		if s.useless < s.limits.useless {
 			z.useless = true
 			s.useless++
 			continue
@@ -409,8 +419,9 @@ func (s *Sweeper) child(pid, tid procfs.HostPID, now time.Time) {
 	}
 	z = &zombie{
 		pid: pid, startTime: st.StartTime, session: st.Session, thread: tid, comm: st.Comm, status: st.ExitCode,
-		firstSeen: now, checked: now, round: s.round,
+		firstSeen: now, checked: now, round: s.round, number: s.numbers,
 	}
+	s.numbers++
 	s.zombies[pid] = z
 	s.fresh = append(s.fresh, z)
 }
@@ -478,7 +489,7 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 		}
 		out = append(out, z)
 	}
-	slices.SortFunc(out, func(a, b *zombie) int { return a.firstSeen.Compare(b.firstSeen) })
+	slices.SortFunc(out, func(a, b *zombie) int { return cmp.Compare(a.number, b.number) })
 	return out
 }
 
