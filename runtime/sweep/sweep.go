@@ -55,8 +55,9 @@ type limits struct {
 	// tracked bounds the memory for zombies, some 200 bytes each. useless is the part of it for those that nobody may reap: what
 	// is beyond is counted and not remembered, or they would be in the way of others for ever.
 	tracked, useless int
-	// verify zombies that are known already are looked at again in each sweep, those that were not for verifyEvery: on the list of
-	// children only their number says that they are still the same. The tracer makes sure of it before it touches one.
+	// verify zombies that are known already are looked at again in each sweep, if they were not for verifyEvery, or, where there are
+	// not more, for verifyFew: on the list of children only their number says that they are still the same. The tracer makes sure
+	// of it before it touches one.
 	verify int
 }
 
@@ -68,6 +69,7 @@ const (
 	fullEvery = 10 * time.Second
 
 	verifyEvery = 10 * time.Second
+	verifyFew   = 200 * time.Millisecond
 
 	// maxBatch and minBatch bound the number of zombies asked for in one attach. In between it is what fits in maxStop: the
 	// tracer's checks of those that it does not come to would be for nothing.
@@ -96,6 +98,9 @@ const (
 	// What comes from PID 1 being at work is over in a moment.
 	quickFirst = 20 * time.Millisecond
 	quickMax   = 500 * time.Millisecond
+	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long.
+	quickTries = 3
+	quickWait  = time.Millisecond
 )
 
 // zombie is one zombie child of PID 1, from its first sight on.
@@ -146,6 +151,7 @@ type Sweeper struct {
 
 	batch     int           // zombies asked for in the next attach
 	perZombie time.Duration // of the time that PID 1 is stopped
+	quick     int           // times that it was tried again at once
 	restUntil time.Time     // by the machine's clock
 
 	stats    Stats
@@ -271,9 +277,12 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		skip    = max(0, s.cursor-s.removed)
 		budget  = s.limits.look
 		verify  = s.limits.verify
-		all     = len(s.zombies) <= s.limits.verify
+		again   = verifyEvery
 		stopped = false
 	)
+	if len(s.zombies) <= s.limits.verify {
+		again = verifyFew
+	}
 	if skip == 0 {
 		s.counting = surplus{rules: make(map[lineage.Rules]int)}
 	}
@@ -283,7 +292,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		switch {
 		case z != nil:
 			z.round = s.round
-			if !all && (verify == 0 || now.Sub(z.checked) < verifyEvery) {
+			if verify == 0 || now.Sub(z.checked) < again {
 				return true
 			}
 			verify--
@@ -539,6 +548,7 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	}
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
 	end := time.Now().Add(maxReap)
+	s.quick = 0
 	for len(due) > 0 && ctx.Err() == nil {
 		if !time.Now().Before(end) {
 			return reaped, true
@@ -658,14 +668,22 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 	done := len(report.Results) - len(undone)
 	switch {
 	case report.Reason == "":
-		s.retryAt, s.retryWait = time.Time{}, 0
+		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
 		s.fit(report.Stopped, done)
 	case report.Reason == tracer.ReasonSignal && len(reaped) > 0:
 		// A signal came for PID 1, which was let go for it. That is no refusal: under a busy leak most attaches end with the
 		// SIGCHLD of the next orphan. As many as came before it are a good guess for the next time.
 		s.stats.Refusals[report.Reason]++
-		s.retryAt, s.retryWait = time.Time{}, 0
+		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
 		s.batch = max(minBatch, min(s.batch, 2*done))
+		return reaped, undone, true
+	case transient(report.Reason) && s.quick < quickTries:
+		s.stats.Refusals[report.Reason]++
+		s.batch = max(minBatch, s.batch/2)
+		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
+			s.restUntil = until
+		}
+		s.quick++
 		return reaped, undone, true
 	default:
 		first, longest := retryFirst, retryMax
