@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/reaper-shim/reaper/runtime/lineage"
@@ -45,10 +46,10 @@ func (r *recorder) Reap(ctx context.Context, req tracer.Request) (tracer.Report,
 	return rep, nil
 }
 
-// warm starts the worker, with a request that names nobody.
+// warm starts the worker, with a request that names nobody: a start time that is no process's.
 func (r *recorder) warm(t *target) error {
 	_, err := r.client.Reap(context.Background(), tracer.Request{PID: t.pid(), StartTime: t.startTime,
-		Zombies: []tracer.Zombie{{PID: t.pid(), StartTime: t.startTime, NSPID: 1}}})
+		Zombies: []tracer.Zombie{{PID: procfs.HostPID(os.Getpid()), StartTime: 1, NSPID: 2}}})
 	return err
 }
 

@@ -73,18 +73,19 @@ func (r *result) pileTable(b *strings.Builder) {
 		col := func(f func(pileSample) int64, digits int) string {
 			return spread(values(c.Samples, func(s pileSample) float64 { return perZombie(s, f(s)) }), digits)
 		}
-		stopped, worker, attaches := "", "", ""
-		var all []stops
-		if c.Who != whoTini {
+		stopped, all, worker, attaches := "", "", "", ""
+		var attached []stops
+		if c.Who != whoTini { // which has waited for each before there was a pile
+			all = col(func(s pileSample) int64 { return s.WallNS }, 0)
 			stopped = "**" + col(func(s pileSample) int64 { return s.sum() }, 1) + "**"
 			worker = col(func(s pileSample) int64 { return s.WorkerNS }, 1)
 			attaches = fmt.Sprintf("%.0f", benchreport.Median(values(c.Samples, func(s pileSample) float64 { return float64(len(s.StopNS)) })))
 			for _, s := range c.Samples {
-				all = append(all, s.stops)
+				attached = append(attached, s.stops)
 			}
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s %s |\n", c.Where, c.Who, stopped, col(func(s pileSample) int64 { return s.WallNS }, 0),
-			col(func(s pileSample) int64 { return s.InitNS }, 1), worker, attaches, stopCells(all))
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s %s |\n", c.Where, c.Who, stopped, all,
+			col(func(s pileSample) int64 { return s.InitNS }, 1), worker, attaches, stopCells(attached))
 	}
 	b.WriteString("\n")
 }
