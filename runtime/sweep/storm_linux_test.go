@@ -20,7 +20,7 @@ import (
 )
 
 // startHerd starts a PID 1 that makes zombies by the thousand.
-func startHerd(t *testing.T) *pid1 {
+func startHerd(t testing.TB) *pid1 {
 	t.Helper()
 	testutil.Root(t)
 	bin := filepath.Join(t.TempDir(), "herd")
@@ -382,5 +382,35 @@ func TestManyZombiesAreReaped(t *testing.T) {
 	t.Logf("%d attaches, longest stop %v", st.Attaches, st.LongestStop)
 	if children, err := p.proc.ThreadChildren(p.pid(), p.pid()); err != nil || len(children) != 0 {
 		t.Errorf("%d children are left, %v", len(children), err)
+	}
+}
+
+// BenchmarkSweep is the time of the first look at so many zombies, and of the next one, which knows them.
+func BenchmarkSweep(b *testing.B) {
+	for _, n := range []int{10, 100, 1000, 5000, 20000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := startHerd(b)
+			p.herd("own", n)
+			var first, next time.Duration
+			for b.Loop() {
+				s, c := p.sweeper(nil, time.Hour)
+				s.SetLimits(n, n, n, 1024)
+				s.SetCgroups(nil)
+				for _, d := range []*time.Duration{&first, &next} {
+					began := time.Now()
+					if _, err := s.Sweep(context.Background()); err != nil {
+						b.Fatal(err)
+					}
+					*d += time.Since(began)
+					c.now = c.now.Add(time.Second)
+				}
+				if s.Tracked() != n {
+					b.Fatalf("%d zombies found, want %d", s.Tracked(), n)
+				}
+			}
+			per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(b.N) / float64(n) / 1000 }
+			b.ReportMetric(per(first), "µs/zombie-first")
+			b.ReportMetric(per(next), "µs/zombie-next")
+		})
 	}
 }

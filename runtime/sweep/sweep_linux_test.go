@@ -51,7 +51,7 @@ func victim() {
 }
 
 type pid1 struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	in     io.Writer
 	out    *bufio.Reader
@@ -60,7 +60,7 @@ type pid1 struct {
 }
 
 // start runs a program as PID 1 of a new PID namespace and session, in a cgroup of its own.
-func start(t *testing.T, path string, args ...string) *pid1 {
+func start(t testing.TB, path string, args ...string) *pid1 {
 	t.Helper()
 	testutil.Root(t)
 	cmd := &exec.Cmd{Path: path, Args: args, Stderr: os.Stderr}
