@@ -549,19 +549,19 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
 	end := time.Now().Add(maxReap)
 	s.quick = 0
-	for len(due) > 0 && ctx.Err() == nil {
-		if !time.Now().Before(end) {
+	for n := 0; len(due) > 0 && ctx.Err() == nil; n++ {
+		if n > 0 && !time.Now().Before(end) {
 			return reaped, true
 		}
 		if len(s.cgroups) > 0 && s.cgroups[0].Frozen() {
 			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen", retryFirst, retryMax)
 			break
 		}
-		n := min(len(due), s.batch)
-		batch := due[:n:n]
+		size := min(len(due), s.batch)
+		batch := due[:size:size]
 		req, orphans := s.prepare(batch)
 		if len(req.Zombies) == 0 {
-			due = due[n:]
+			due = due[size:]
 			continue
 		}
 		if wait := time.Until(s.restUntil); wait > 0 {
@@ -571,13 +571,13 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			case <-time.After(wait):
 			}
 		}
-		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > n)
+		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
 		reaped = append(reaped, got...)
 		if !ok {
 			break
 		}
 		// What it did not come to is the first of the next batch.
-		due = due[n-len(undone):]
+		due = due[size-len(undone):]
 		copy(due, undone)
 	}
 	return reaped, false
