@@ -149,6 +149,10 @@ test-integration: tools testprogs build ## Tests against a private containerd, a
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
 	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
 
+.PHONY: test-storm
+test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).
+	REAPER_STORM=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^(TestStorm|TestBusyLeak|TestStormLong)$$' ./integration
+
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
 	$(GO) generate ./shim/api/...
@@ -166,6 +170,17 @@ bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
 	CGO_ENABLED=0 $(GO) run ./internal/benchforklog
+
+# gcc: the server and PID 1; wrk: its clients; tini: the init that it is measured against.
+BENCH_PACKAGES := gcc libc6-dev wrk tini
+
+.PHONY: deps-bench
+deps-bench: ## Install what make bench-tracer needs besides (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(BENCH_PACKAGES)'
+
+.PHONY: bench-tracer
+bench-tracer: deps-bench build ## What reaping costs: docs/data/tracer.json and the tables of docs/tracer-benchmarks.md (as root).
+	CGO_ENABLED=0 $(GO) run ./internal/benchtracer -worker $(BIN)/reaper-tracer
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).

@@ -32,6 +32,9 @@ type watcher struct {
 // ask for.
 const kickDelay = 100 * time.Millisecond
 
+// kickShare times the length of the last look passes at least until the next.
+const kickShare = 2
+
 func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 	sweeper, err := sweep.New(sweep.Config{
 		Proc:          s.proc,
@@ -101,8 +104,8 @@ func (w *watcher) snapshot() (sweep.Stats, forklog.Stats) {
 	return w.stats.Clone(), w.forks
 }
 
-// cgroups returns those of the members, the owner's first, and whether the namespace may be swept now.
-func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
+// cgroups returns those of the members, the owner's first, whether there are several, and whether the namespace may be swept now.
+func (w *watcher) cgroups() (dirs []*sweep.Cgroup, shared, sweepable bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.owner.cgroupDir != nil {
@@ -113,7 +116,7 @@ func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
 			dirs = append(dirs, t.cgroupDir)
 		}
 	}
-	return dirs, len(w.paused) == 0
+	return dirs, len(w.members) > 1, len(w.paused) == 0
 }
 
 // attribute finds the task that an orphan belonged to: the one in whose cgroup it died, or else the owner.
@@ -140,6 +143,8 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		declined = make(map[tracer.Reason]bool)
 		pending  bool      // statistics have changed since they were published
 		told     time.Time // when they were published last
+		// notBefore keeps execs that come one after the other from making a long look at many children a load.
+		notBefore time.Time
 	)
 	defer timer.Stop()
 	for {
@@ -149,20 +154,26 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		case <-w.kicks:
 			cadence.Reset()
 			// Never later than it would have been: kicks that come faster than this must not put it off for ever.
-			if soon := time.Now().Add(kickDelay); soon.Before(next) {
+			now := time.Now()
+			soon := now.Add(kickDelay)
+			if soon.Before(notBefore) {
+				soon = notBefore
+			}
+			if soon.Before(next) {
 				next = soon
-				timer.Reset(kickDelay)
+				timer.Reset(soon.Sub(now))
 			}
 			continue
 		case <-timer.C:
 		}
-		dirs, sweepable := w.cgroups()
+		dirs, shared, sweepable := w.cgroups()
 		if !sweepable {
 			next = time.Now().Add(cadence.Far)
 			timer.Reset(cadence.Far)
 			continue
 		}
 		sweeper.SetCgroups(dirs)
+		sweeper.SetShared(shared)
 		res, err := sweeper.Sweep(ctx)
 		if errors.Is(err, sweep.ErrInitGone) {
 			return
@@ -198,6 +209,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			pending, told = false, now
 		}
 		wait := cadence.Next(res, now)
+		notBefore = now.Add(kickShare * res.Looking)
 		next = now.Add(wait)
 		timer.Reset(wait)
 	}

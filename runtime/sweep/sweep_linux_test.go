@@ -51,7 +51,7 @@ func victim() {
 }
 
 type pid1 struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	in     io.Writer
 	out    *bufio.Reader
@@ -60,7 +60,7 @@ type pid1 struct {
 }
 
 // start runs a program as PID 1 of a new PID namespace and session, in a cgroup of its own.
-func start(t *testing.T, path string, args ...string) *pid1 {
+func start(t testing.TB, path string, args ...string) *pid1 {
 	t.Helper()
 	testutil.Root(t)
 	cmd := &exec.Cmd{Path: path, Args: args, Stderr: os.Stderr}
@@ -423,8 +423,8 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 	}
 	c.now = c.now.Add(time.Minute)
 	mustSweep(t, s)
-	if s.Stats().Refusals[tracer.ReasonBusy] != 1 {
-		t.Errorf("refusals %v, want one %q", s.Stats().Refusals, tracer.ReasonBusy)
+	if n := s.Stats().Refusals[tracer.ReasonBusy]; n < 1 || n > 5 {
+		t.Errorf("refusals %v, want one and a few quick ones more for %q", s.Stats().Refusals, tracer.ReasonBusy)
 	}
 	asked = len(r.requests)
 	mustSweep(t, s)
