@@ -26,8 +26,17 @@ const (
 	siginfoSize        = 128 // SI_MAX_SIZE (include/uapi/asm-generic/siginfo.h)
 	peekBatch          = 32
 	maxPeeks           = 32
+	ptraceGetSigmask   = 0x420a
+	ptraceSetSigmask   = 0x420b  // include/uapi/linux/ptrace.h, Linux 3.11
 	optSuspendSeccomp  = 1 << 21 // PTRACE_O_SUSPEND_SECCOMP (ptrace(2), Linux 4.3)
 	syscallInfoMaxSize = 88      // struct ptrace_syscall_info of Linux 5.3, the largest member of its union included
+)
+
+// A signal that bears our mark is queued with SI_QUEUE and this value. Somebody inside the container can send the like; such a
+// SIGSTOP would be dropped in any case, since it comes from inside.
+const (
+	siQueue        = -1
+	pinMark uint64 = 0x7265_6170_6572_0001
 )
 
 // thread is a tracee in the real kernel. All its calls must come from one OS thread: a ptrace relation belongs to it.
@@ -40,6 +49,7 @@ type thread struct {
 	iov    unix.Iovec
 	info   [syscallInfoMaxSize]byte
 	sig    [siginfoSize]byte
+	set    uint64
 	peek   struct {
 		off   uint64
 		flags uint32
@@ -175,25 +185,30 @@ func (t *thread) sigInfo() (sigInfo, error) {
 }
 
 // parseSiginfo reads siginfo_t of a 64-bit architecture: signo, errno and code of 4 bytes each, 4 bytes of padding, then the
-// sender's PID for the codes that have one (include/uapi/asm-generic/siginfo.h).
+// sender's PID and user for the codes that have one, and a value of 8 bytes for SI_QUEUE
+// (include/uapi/asm-generic/siginfo.h).
 func parseSiginfo(b []byte) (signo int32, info sigInfo) {
-	_ = b[19]
+	_ = b[31]
 	signo = *(*int32)(unsafe.Pointer(&b[0]))
-	return signo, sigInfo{code: *(*int32)(unsafe.Pointer(&b[8])), pid: *(*int32)(unsafe.Pointer(&b[16]))}
+	info = sigInfo{code: *(*int32)(unsafe.Pointer(&b[8])), pid: *(*int32)(unsafe.Pointer(&b[16]))}
+	info.mark = info.code == siQueue && *(*uint64)(unsafe.Pointer(&b[24])) == pinMark
+	return signo, info
 }
 
-func (t *thread) pendingStops() (inside, outside int, err error) {
+func (t *thread) pendingStops() (ours, inside, outside int, err error) {
 	for _, flags := range [...]uint32{0, peekShared} {
 		t.peek.off, t.peek.flags, t.peek.nr = 0, flags, peekBatch
 		for range maxPeeks { // the queue can be as long as RLIMIT_SIGPENDING
 			n, err := t.ptrace(unix.PTRACE_PEEKSIGINFO, uintptr(unsafe.Pointer(&t.peek)), uintptr(unsafe.Pointer(&t.peeked)))
 			if err != nil {
-				return 0, 0, err
+				return 0, 0, 0, err
 			}
 			for i := range n {
 				signo, info := parseSiginfo(t.peeked[i*siginfoSize:])
 				switch {
 				case signo != sigStop:
+				case info.mark:
+					ours++
 				case info.fromOutside():
 					outside++
 				default:
@@ -206,7 +221,37 @@ func (t *thread) pendingStops() (inside, outside int, err error) {
 			t.peek.off += uint64(n)
 		}
 	}
-	return inside, outside, nil
+	return ours, inside, outside, nil
+}
+
+// queue sends a signal with our mark to the thread alone (rt_tgsigqueueinfo(2)).
+func (t *thread) queue(sig int) error {
+	t.sig = [siginfoSize]byte{}
+	*(*int32)(unsafe.Pointer(&t.sig[0])) = int32(sig)
+	*(*int32)(unsafe.Pointer(&t.sig[8])) = siQueue
+	*(*uint64)(unsafe.Pointer(&t.sig[24])) = pinMark
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_TGSIGQUEUEINFO, uintptr(t.tgid), uintptr(t.tid), uintptr(sig),
+		uintptr(unsafe.Pointer(&t.sig)), 0, 0)
+	switch errno {
+	case 0:
+		return nil
+	case unix.ESRCH:
+		return errGone
+	}
+	return errno
+}
+
+func (t *thread) pin() error { return t.queue(sigStop) }
+
+func (t *thread) mask() (procfs.SignalSet, error) {
+	_, err := t.ptrace(ptraceGetSigmask, unsafe.Sizeof(t.set), uintptr(unsafe.Pointer(&t.set)))
+	return procfs.SignalSet(t.set), err
+}
+
+func (t *thread) setMask(m procfs.SignalSet) error {
+	t.set = uint64(m)
+	_, err := t.ptrace(ptraceSetSigmask, unsafe.Sizeof(t.set), uintptr(unsafe.Pointer(&t.set)))
+	return err
 }
 
 func (t *thread) sendCont() error { return unix.Kill(t.tgid, unix.SIGCONT) }
@@ -349,12 +394,12 @@ func (f *liveFacts) gone(i int) bool {
 }
 
 // perform carries out one request on the calling OS thread.
-func perform(req Request) Report {
+func perform(req Request, opts options) Report {
 	if why := Supported(); why != "" {
 		return decline(req, why, "not supported on this architecture yet: "+runtime.GOARCH)
 	}
 	rep := decline(req, "", "")
-	attempt(req, &rep)
+	attempt(req, &rep, opts)
 	for i := range rep.Results {
 		r := &rep.Results[i]
 		if r.Outcome != Left {
@@ -371,7 +416,7 @@ func perform(req Request) Report {
 	return rep
 }
 
-func attempt(req Request, rep *Report) {
+func attempt(req Request, rep *Report, opts options) {
 	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
 	p, err := o.examine(req, rep.Results)
 	var d *declined
@@ -396,7 +441,17 @@ func attempt(req Request, rep *Report) {
 		return
 	}
 	a := &attach{
-		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep,
+		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep, options: opts,
+	}
+	if born, err := o.proc.ThreadStat(req.PID, p.tid); err == nil {
+		opts.journal.attached(req.PID, p.tid, req.StartTime, born.StartTime, p.isInit)
+	} else {
+		rep.Reason, rep.Detail = ReasonBusy, err.Error()
+		return
 	}
 	a.run()
+	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
+	if rep.Reason != ReasonTimeout {
+		opts.journal.close()
+	}
 }
