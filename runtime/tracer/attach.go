@@ -779,8 +779,8 @@ func (a *attach) unmask() error {
 
 // unpin takes the pin back, beginning at stop s behind a call, with registers that are the thread's own. It ends at the
 // pin's signal-delivery stop, where resuming without a signal drops it, or at a stop that came instead. Should the tracer
-// die before it resumes the thread, the SIGSTOP is delivered (ptrace_stop() in kernel/signal.c returns the signal that was
-// shown), and the process stops: the journal says that it was us.
+// die before it resumes the thread, the SIGSTOP is delivered (see thread.wait), and the process stops: the journal says that
+// it was us.
 //
 // ended is what to do, once the mask is restored, if the attach cannot go on.
 func (a *attach) unpin(s stop) (ended func() error, err error) {

@@ -47,6 +47,7 @@ type Client struct {
 	retired sync.WaitGroup // workers that are on their way out
 
 	recovered atomic.Int64
+	inFlight  atomic.Int64 // of these, with a swap in flight
 }
 
 // NewClient returns a client whose workers are started from the executable path with args. Nothing is started yet.
@@ -284,6 +285,9 @@ func (c *Client) recover(journal *Journal, file *os.File) {
 		return
 	}
 	c.recovered.Add(1)
+	if journal.page.pinned.Load() == 1 {
+		c.inFlight.Add(1)
+	}
 	began := time.Now()
 	for nap := time.Millisecond; journal.phase() != phaseIdle && time.Since(began) < recoverPatience; nap *= 2 {
 		// Who reaps it does not matter, nor how it ends: the journal says whether it has done its work.

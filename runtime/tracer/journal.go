@@ -30,6 +30,7 @@ type journalPage struct {
 	regsSize  uint32 // of registers: another architecture's are of no use
 	phase     atomic.Uint32
 	pinned    atomic.Uint32 // 1: a SIGSTOP that stops the process may be ours
+	woken     atomic.Uint32 // 1: a recovery may have left a SIGCONT in the thread's queue
 	otherStop atomic.Uint32 // 1: the process was stopped by somebody else in the course of this attach
 	isInit    uint32        // 1: PID 1 of its PID namespace
 	pid, tid  int32
@@ -69,6 +70,7 @@ func (j *Journal) attached(pid, tid procfs.HostPID, started, born uint64, isInit
 		p.isInit = 1
 	}
 	p.pinned.Store(0)
+	p.woken.Store(0)
 	p.otherStop.Store(0)
 	p.phase.Store(uint32(phaseAttached))
 }

@@ -21,8 +21,10 @@ const (
 )
 
 const (
-	ntPRStatus         = 1   // NT_PRSTATUS (include/uapi/linux/elf.h)
-	peekShared         = 1   // PTRACE_PEEKSIGINFO_SHARED (include/uapi/linux/ptrace.h)
+	ntPRStatus         = 1 // NT_PRSTATUS (include/uapi/linux/elf.h)
+	peekShared         = 1 // PTRACE_PEEKSIGINFO_SHARED (include/uapi/linux/ptrace.h)
+	cldTrapped         = 4 // CLD_TRAPPED, CLD_STOPPED (sigaction(2))
+	cldStopped         = 5
 	siginfoSize        = 128 // SI_MAX_SIZE (include/uapi/asm-generic/siginfo.h)
 	peekBatch          = 32
 	maxPeeks           = 32
@@ -45,12 +47,11 @@ type thread struct {
 	tgid int
 
 	// Buffers that the kernel writes to, here so that no call allocates.
-	status uint32
-	iov    unix.Iovec
-	info   [syscallInfoMaxSize]byte
-	sig    [siginfoSize]byte
-	set    uint64
-	peek   struct {
+	iov  unix.Iovec
+	info [syscallInfoMaxSize]byte
+	sig  [siginfoSize]byte
+	set  uint64
+	peek struct {
 		off   uint64
 		flags uint32
 		nr    int32
@@ -109,16 +110,25 @@ func (t *thread) suspendSeccomp(on bool) error {
 func (t *thread) wait(d time.Duration) (stop, error) {
 	var began time.Time
 	for {
+		// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
+		// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
 		// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
-		r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), uintptr(unsafe.Pointer(&t.status)),
-			unix.WNOHANG|unix.WALL, 0, 0, 0)
+		t.sig = [siginfoSize]byte{}
+		_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(t.tid), uintptr(unsafe.Pointer(&t.sig)),
+			unix.WEXITED|unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
 		switch {
 		case errno == unix.ECHILD:
 			return stop{}, errGone // released: another thread has called execve(2) (ptrace(2), "execve(2) under ptrace")
 		case errno != 0 && errno != unix.EINTR:
 			return stop{}, fmt.Errorf("wait for thread %d: %w", t.tid, errno)
-		case errno == 0 && int(r) == t.tid:
-			return classify(t.status), nil
+		case errno == 0 && *(*int32)(unsafe.Pointer(&t.sig[0])) == int32(unix.SIGCHLD):
+			if code := *(*int32)(unsafe.Pointer(&t.sig[8])); code == cldTrapped || code == cldStopped {
+				// si_status is the stop's code, which wait4 shows shifted and with 0x7f below.
+				return classify(*(*uint32)(unsafe.Pointer(&t.sig[24]))<<8 | 0x7f), nil
+			}
+			if t.bury() {
+				return stop{kind: stopGone}, nil
+			}
 		}
 		now := time.Now()
 		if began.IsZero() {
@@ -135,6 +145,12 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // never fails (sched_yield(2))
 		}
 	}
+}
+
+// bury takes note of the thread's death, without which its parent does not learn of it.
+func (t *thread) bury() bool {
+	r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), 0, unix.WNOHANG|unix.WALL, 0, 0, 0)
+	return errno == 0 && int(r) == t.tid
 }
 
 func (t *thread) getRegs(r *registers) error {

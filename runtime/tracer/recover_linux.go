@@ -53,8 +53,6 @@ type mender struct {
 	t     *thread
 	proc  *procfs.FS
 	until time.Time
-
-	waking bool // our SIGCONT is on its way to the thread
 }
 
 func (m *mender) run() error {
@@ -103,13 +101,9 @@ func (m *mender) look() (procfs.Status, error) {
 // thread's own will tells nothing.
 func (m *mender) needed(st procfs.Status) bool {
 	full := allSignals &^ unblockable
-	own := procfs.SignalSet(m.j.mask) &^ unblockable
-	return st.SigBlk == full || st.SigBlk == wakeMask || own == full || own == wakeMask ||
+	return st.SigBlk == full || procfs.SignalSet(m.j.mask)&^unblockable == full ||
 		st.SigPnd.Has(sigStop) || st.State == procfs.StateStopped
 }
-
-// wakeMask is what the thread blocks while our SIGCONT is delivered.
-const wakeMask = allSignals &^ unblockable &^ (1 << (sigCont - 1))
 
 // attached has the thread come to a stop and puts back what is not its own.
 func (m *mender) attached() error {
@@ -134,8 +128,14 @@ func (m *mender) attached() error {
 			if err != nil {
 				return err
 			}
-			if ours == 0 && !m.waking {
-				return m.release(0)
+			if ours == 0 {
+				if m.j.woken.Load() == 0 {
+					return m.release(0)
+				}
+				// Somebody has died in the middle of wake.
+				if err := m.t.pin(); err != nil {
+					return err
+				}
 			}
 		case stopGroup:
 			if err := m.registers(); err != nil {
@@ -143,7 +143,7 @@ func (m *mender) attached() error {
 			}
 			if theirs, err := m.theirStop(); err != nil {
 				return err
-			} else if theirs || m.waking {
+			} else if theirs {
 				return m.release(0) // into the stop
 			}
 			if err := m.wake(); err != nil {
@@ -154,10 +154,7 @@ func (m *mender) attached() error {
 			if err != nil {
 				return err
 			}
-			switch {
-			case s.sig == sigCont && info.mark:
-				return m.release(0)
-			case s.sig == sigStop:
+			if s.sig == sigStop {
 				if err := m.registers(); err != nil {
 					return err
 				}
@@ -204,18 +201,22 @@ func (m *mender) theirStop() (bool, error) {
 	return ours > 0 || outside > 0 || m.j.pinned.Load() == 0, err
 }
 
-// wake ends the group stop with a SIGCONT for this thread alone: it wakes all threads (prepare_signal() in
-// kernel/signal.c), and is delivered to the one that we hold, where it is taken back, so that no handler sees it.
+// wake ends the group stop with a SIGCONT, which wakes all threads, and takes that SIGCONT back with another pin: a stop
+// signal removes it from the queues (prepare_signal() in kernel/signal.c). So no handler sees it, and the thread that we
+// hold is stopped again if we die. The pin does not concern the other threads.
 func (m *mender) wake() error {
-	if err := m.t.setMask(wakeMask); err != nil {
-		return fmt.Errorf("set signal mask: %w", err)
+	if err := m.t.setMask(allSignals); err != nil {
+		return fmt.Errorf("block signals: %w", err)
 	}
-	m.step("recover-wakemask")
+	m.j.woken.Store(1)
 	if err := m.t.queue(sigCont); err != nil {
 		return fmt.Errorf("send SIGCONT: %w", err)
 	}
-	m.waking = true
 	m.step("recover-woken")
+	if err := m.t.pin(); err != nil {
+		return fmt.Errorf("send SIGSTOP: %w", err)
+	}
+	m.step("recover-pinned")
 	return nil
 }
 
