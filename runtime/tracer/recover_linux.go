@@ -180,7 +180,8 @@ func (m *mender) registers() error {
 	if err := m.t.getRegs(&r); err != nil {
 		return fmt.Errorf("get registers: %w", err)
 	}
-	if r.swapped(&m.j.entry, int(m.j.nspid.Load())) {
+	if r.swapped(&m.j.entry, int(m.j.nspid.Load())) || r == m.j.entry.rewound() {
+		// Rewound ones are right, but a handler that runs now has to end the call.
 		r = recovered(&m.j.parked, &m.j.entry, &m.j.end)
 	} else if c := classifyCall(r.nr(), r.args()); c.plainEINTR && c.endless && r.result() == resultEINTR {
 		r = r.withResult(errRestartNoHand)
@@ -195,7 +196,8 @@ func (m *mender) registers() error {
 }
 
 // theirStop reports whether the group stop is, or also is, somebody else's: a pin that is still pending has stopped nobody,
-// and a SIGSTOP from outside that is pending was sent since.
+// and a SIGSTOP from outside that is pending was sent since. What this cannot see is a SIGSTOP from outside that another
+// thread took while waitid was in flight: then nothing is left of it but the stop, which is taken for ours.
 func (m *mender) theirStop() (bool, error) {
 	ours, _, outside, err := m.t.pendingStops()
 	return ours > 0 || outside > 0 || m.j.pinned.Load() == 0, err
