@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -438,9 +439,11 @@ func TestClientDies(t *testing.T) {
 var (
 	flagKills  = flag.Int("kills", 20, "TestCrash: how often the worker is killed in each state")
 	flagReport = flag.String("crash-report", "", "TestCrash: write the results to this `file`, JSON")
+	flagAdd    = flag.Bool("crash-add", false, "TestCrash: add to what the file has")
+	flagPage   = flag.String("crash-page", "", "TestCrash: write the table into this `page`, between its markers")
 )
 
-// CrashRow is what TestCrash found for one state.
+// crashRow is what TestCrash found for one state.
 type crashRow struct {
 	Call     string `json:"call"`
 	Siblings int    `json:"siblings"`
@@ -476,20 +479,67 @@ func TestCrash(t *testing.T) {
 		siblings := i % 2 * 2
 		t.Run(call, func(t *testing.T) {
 			row := crashRow{Call: call, Siblings: siblings}
+			defer func() { rep.Rows = append(rep.Rows, row) }() // after a failure as well
 			crashState(t, &row)
-			rep.Rows = append(rep.Rows, row)
 			t.Logf("%+v", row)
 		})
 	}
-	if *flagReport != "" && !t.Failed() {
-		data, err := json.MarshalIndent(rep, "", "  ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(*flagReport, append(data, '\n'), 0o644); err != nil {
+	if *flagReport != "" {
+		if err := rep.write(*flagReport, *flagPage, *flagAdd); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+func (r *crashReport) write(file, page string, add bool) error {
+	if old, err := os.ReadFile(file); err == nil && add {
+		var was crashReport
+		if err := json.Unmarshal(old, &was); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		if was.Kernel != r.Kernel || was.Arch != r.Arch {
+			return fmt.Errorf("%s is of another kernel: %s %s", file, was.Kernel, was.Arch)
+		}
+		for _, n := range r.Rows {
+			i := slices.IndexFunc(was.Rows, func(w crashRow) bool { return w.Call == n.Call })
+			if i < 0 {
+				was.Rows = append(was.Rows, n)
+				continue
+			}
+			w := &was.Rows[i]
+			w.Kills, w.Attached, w.InFlight = w.Kills+n.Kills, w.Attached+n.Attached, w.InFlight+n.InFlight
+			w.Checks, w.Survived = w.Checks+n.Checks, w.Survived+n.Survived
+		}
+		r.Rows = was.Rows
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, append(data, '\n'), 0o644); err != nil || page == "" {
+		return err
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		return err
+	}
+	const begin, end = "<!-- begin: written by make test-crash -->\n", "<!-- end: written by make test-crash -->"
+	head, rest, ok := strings.Cut(string(text), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no markers", page)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, Linux %s, %s, %d CPUs, %s:\n\n", r.Date, r.Kernel, r.Arch, r.CPUs, r.Go)
+	b.WriteString("| PID 1 sits in | other threads | kills | of these while a thread was held | with the swap in flight | survived |\n")
+	b.WriteString("|---|--:|--:|--:|--:|--:|\n")
+	sum := crashRow{}
+	for _, w := range r.Rows {
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", w.Call, w.Siblings, w.Kills, w.Attached, w.InFlight, w.Survived)
+		sum.Kills, sum.Attached, sum.InFlight, sum.Survived = sum.Kills+w.Kills, sum.Attached+w.Attached, sum.InFlight+w.InFlight, sum.Survived+w.Survived
+	}
+	fmt.Fprintf(&b, "| **all** | | %d | %d | %d | %d |\n", sum.Kills, sum.Attached, sum.InFlight, sum.Survived)
+	return os.WriteFile(page, []byte(head+begin+b.String()+end+tail), 0o644)
 }
 
 // workerJournal maps the journal of a worker once more.
