@@ -15,6 +15,9 @@ const (
 	// stopWait is for a stop that a parked thread makes at once: longer means that it is in uninterruptible sleep
 	// (vfork(2), a hung file system) or gets no CPU time.
 	stopWait = 50 * time.Millisecond
+	// backWait is for a thread that goes once through user mode: longer means that it is frozen. On a busy machine it may
+	// have to wait for its turn, and it is not us who holds it.
+	backWait = 200 * time.Millisecond
 	// swapWait is for the exit of waitid(WNOHANG), which waits for locks of the kernel at most. Letting go before would
 	// leave PID 1 with the result of a call that it did not make.
 	swapWait = time.Second
@@ -456,7 +459,7 @@ func (a *attach) toEntry() error {
 		if err := a.t.syscall(sig); err != nil {
 			return fmt.Errorf("resume to the syscall-entry stop: %w", err)
 		}
-		s, err := a.wait(stopWait)
+		s, err := a.wait(backWait)
 		if errors.Is(err, errStuck) {
 			// Frozen in the meantime, most likely: a frozen thread still makes event stops.
 			if err := a.t.interrupt(); err != nil {

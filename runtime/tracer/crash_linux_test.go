@@ -33,12 +33,11 @@ const (
 
 // deeds of a hooked worker, once the step has come for the given time.
 const (
-	deedDie     = "die"
-	deedUSR1    = "usr1"    // a signal for the thread, then die
-	deedStop    = "stop"    // a SIGSTOP from outside for the process, then die
-	deedHold    = "hold"    // go on after a while
-	deedCont    = "cont"    // a SIGCONT from outside for the process, then go on
-	deedContDie = "contdie" // the same, then die: its handler runs
+	deedDie  = "die"
+	deedUSR1 = "usr1" // a signal for the thread, then die
+	deedStop = "stop" // a SIGSTOP from outside for the process, then die
+	deedHold = "hold" // go on after a while
+	deedCont = "cont" // a SIGCONT from outside for the process, then go on
 )
 
 const holdFor = 300 * time.Millisecond
@@ -127,10 +126,8 @@ func do(deed string, j *Journal) {
 	case deedCont:
 		unix.Kill(pid, unix.SIGCONT)
 		return
-	case deedContDie:
-		unix.Kill(pid, unix.SIGCONT)
 	case deedUSR1:
-		unix.Tgkill(pid, tid, unix.SIGUSR1)
+		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 	case deedStop:
 		unix.Kill(pid, unix.SIGSTOP)
 	}
