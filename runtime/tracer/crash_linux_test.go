@@ -240,6 +240,22 @@ func (v *crashVictim) reapDying(c *Client, zs []Zombie) (Report, error) {
 	return c.Reap(ctx, v.request(zs...))
 }
 
+// dieAt has n zombies reaped, again and again until the worker has come to the step and done its deed: on a busy machine an
+// attach may be declined, or end early. It returns what the last client call did.
+func (v *crashVictim) dieAt(c *Client, n int, marker string) (rep Report, err error) {
+	v.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		rep, err = v.reapDying(c, v.take(n))
+		if _, serr := os.Stat(marker); serr == nil {
+			return rep, err
+		}
+		if time.Now().After(deadline) {
+			v.t.Fatalf("the worker did not come to that step: %+v, %v", rep, err)
+		}
+	}
+}
+
 // crashCalls are the calls that the tracer accepts, with the way that they look to libc.
 var crashCalls = []string{
 	"futex", "futex-timeout", "futex-bitset", "poll", "poll-timeout", "ppoll", "ppoll-timeout", "wait4", "waitid", "waitid-pidfd",
@@ -269,11 +285,8 @@ func TestSwapWindow(t *testing.T) {
 							marker := filepath.Join(t.TempDir(), "died")
 							c := hookedClient(step, fmt.Sprint(at), deedDie, marker, mode)
 							defer c.Close()
-							if _, err := v.reapDying(c, v.take(3)); err != nil {
+							if _, err := v.dieAt(c, 3, marker); err != nil {
 								t.Error(err)
-							}
-							if _, err := os.Stat(marker); err != nil {
-								t.Error("the worker was not killed")
 							}
 							if c.Recovered() == 0 {
 								t.Error("nothing was recovered")
@@ -291,9 +304,10 @@ func TestSwapWindow(t *testing.T) {
 				v := startCrash(t, call, 1)
 				for range 2 {
 					dir := t.TempDir()
-					c := hookedClient("swapped", "2", deedDie, filepath.Join(dir, "died"))
+					marker := filepath.Join(dir, "died")
+					c := hookedClient("swapped", "2", deedDie, marker)
 					c.recoverArgs = []string{hookedRecover, step, filepath.Join(dir, "recover-died")}
-					if _, err := v.reapDying(c, v.take(3)); err != nil {
+					if _, err := v.dieAt(c, 3, marker); err != nil {
 						t.Error(err)
 					}
 					c.Close()
@@ -313,9 +327,10 @@ func TestSwapWindowSignals(t *testing.T) {
 	for _, step := range steps {
 		t.Run("handler/"+step, func(t *testing.T) {
 			v := startCrash(t, "futex", 0)
-			c := hookedClient(step, "2", deedUSR1, filepath.Join(t.TempDir(), "died"))
+			marker := filepath.Join(t.TempDir(), "died")
+			c := hookedClient(step, "2", deedUSR1, marker)
 			defer c.Close()
-			if _, err := v.reapDying(c, v.take(3)); err != nil {
+			if _, err := v.dieAt(c, 3, marker); err != nil {
 				t.Error(err)
 			}
 			// The call ends, with EINTR; its registers are what the handler returns to.
@@ -331,9 +346,10 @@ func TestSwapWindowSignals(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("stop from outside/%s/%d siblings", step, siblings), func(t *testing.T) {
 				v := startCrash(t, "futex", siblings)
-				c := hookedClient(step, "2", deedStop, filepath.Join(t.TempDir(), "died"))
+				marker := filepath.Join(t.TempDir(), "died")
+				c := hookedClient(step, "2", deedStop, marker)
 				defer c.Close()
-				_, _ = v.reapDying(c, v.take(3))
+				_, _ = v.dieAt(c, 3, marker)
 				eventually(t, "PID 1 stops", func() bool { return v.state() == procfs.StateStopped })
 				// Stopped it must stay until somebody says otherwise.
 				if rep := reap(t, c, v.request(v.children(orphanCode)...)); rep.Attached || rep.Reason != ReasonStopped {
@@ -353,9 +369,10 @@ func TestSwapWindowSignals(t *testing.T) {
 		}
 		t.Run("SIGCONT while the worker lives/"+step, func(t *testing.T) {
 			v := startCrash(t, "futex", 0)
-			c := hookedClient(step, "2", deedCont, filepath.Join(t.TempDir(), "sent"))
+			marker := filepath.Join(t.TempDir(), "sent")
+			c := hookedClient(step, "2", deedCont, marker)
 			defer c.Close()
-			if _, err := v.reapDying(c, v.take(3)); err != nil {
+			if _, err := v.dieAt(c, 3, marker); err != nil {
 				t.Error(err)
 			}
 			v.conts++
@@ -373,9 +390,10 @@ func TestCrashWithoutPin(t *testing.T) {
 	for _, call := range []string{"futex", "poll", "wait4", "epoll-timeout", "nanosleep", "pause"} {
 		t.Run(call, func(t *testing.T) {
 			v := startCrash(t, call, 0)
-			c := hookedClient("running", "1", deedDie, filepath.Join(t.TempDir(), "died"), "unpinned")
+			marker := filepath.Join(t.TempDir(), "died")
+			c := hookedClient("running", "1", deedDie, marker, "unpinned")
 			defer c.Close()
-			_, _ = v.reapDying(c, v.take(1))
+			_, _ = v.dieAt(c, 1, marker)
 			if got, want := v.expect("back"), "ret 0 regs bad mask ok own ok"; !strings.HasPrefix(got, want) {
 				t.Errorf("PID 1 says %q, want %q", got, want)
 			}
@@ -386,9 +404,10 @@ func TestCrashWithoutPin(t *testing.T) {
 // TestCrashWithoutJournal: with the pin alone PID 1 stands still for ever.
 func TestCrashWithoutJournal(t *testing.T) {
 	v := startCrash(t, "futex", 0)
-	c := hookedClient("running", "1", deedDie, filepath.Join(t.TempDir(), "died"))
+	marker := filepath.Join(t.TempDir(), "died")
+	c := hookedClient("running", "1", deedDie, marker)
 	c.recoverArgs = nil
-	rep, err := v.reapDying(c, v.take(1))
+	rep, err := v.dieAt(c, 1, marker)
 	if err != nil || rep.Reason != ReasonStopped {
 		t.Errorf("report %+v, %v; want %s", rep, err, ReasonStopped)
 	}
