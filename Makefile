@@ -15,6 +15,7 @@ COUNT            ?= 1
 FUZZTIME         ?= 5s
 TIMEOUT          ?= 25m
 DURATION         ?= 10m
+KILLS            ?= 10000
 PKGS             ?= ./...
 
 # Packages of the integration tests: they need root and the tools, and run apart from the unit tests.
@@ -152,6 +153,11 @@ soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): 
 .PHONY: test-storm
 test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).
 	REAPER_STORM=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^(TestStorm|TestBusyLeak|TestStormLong)$$' ./integration
+
+.PHONY: test-crash
+test-crash: ## The tracer killed KILLS (10000) times in each state of PID 1: docs/crash-safety.md and its data (as root).
+	$(GO) test -count=1 -timeout 0 -v -run '^(TestSwapWindow.*|TestCrash.*|TestClientDies|TestExitUnderAttaches)$$' ./runtime/tracer -args \
+		-kills=$(KILLS) -crash-report=$(CURDIR)/docs/data/crash-safety.json -crash-page=$(CURDIR)/docs/crash-safety.md
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.

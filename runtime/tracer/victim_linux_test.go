@@ -299,7 +299,7 @@ func reap(t testing.TB, c *Client, req Request) Report {
 // reapAll repeats requests until all zombies are gone. An attach may be declined for reasons that pass.
 func reapAll(t testing.TB, c *Client, v *victim, zs []Zombie) (attaches int, longest time.Duration) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(4 * patience)
 	for len(zs) > 0 {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d zombies left after %d attaches", len(zs), attaches)
@@ -322,7 +322,7 @@ func reapAll(t testing.TB, c *Client, v *victim, zs []Zombie) (attaches int, lon
 		}
 		if len(left) == len(zs) {
 			switch rep.Reason {
-			case ReasonBusy, ReasonSignal, ReasonSigchldPending, ReasonTimeout:
+			case ReasonBusy, ReasonSignal, ReasonSigchldPending, ReasonTimeout, ReasonFrozen: // frozen: or had no CPU
 			default:
 				t.Fatalf("no progress: %s %s", rep.Reason, rep.Detail)
 			}
@@ -344,6 +344,9 @@ type helperOrder struct {
 const helperEnv = "REAPER_TRACER_TEST_HELPER"
 
 func TestMain(m *testing.M) {
+	if hookedMain() {
+		os.Exit(0)
+	}
 	if os.Getenv(helperEnv) != "" {
 		runtime.LockOSThread()
 		if err := helper(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
