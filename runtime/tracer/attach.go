@@ -741,12 +741,9 @@ func (a *attach) leaveEntry(why error) error {
 // leaveExit lets go at the exit stop of waitid, with the registers of resume in place. The detach sends the thread through
 // the kernel's signal path (__ptrace_unlink() kicks it), which restarts the call or ends it with EINTR for a handler.
 func (a *attach) leaveExit() error {
-	inside, outside, err := a.t.pendingStops()
+	inside, _, err := a.t.pendingStops()
 	if err != nil {
 		return fmt.Errorf("look at pending signals: %w", err)
-	}
-	if outside > 0 {
-		a.otherStop = true // it stays in force: undoStop is not to take it for one from inside
 	}
 	if inside == 0 || !a.p.isInit {
 		return a.letGo(0)
@@ -831,6 +828,14 @@ func (a *attach) letGo(sig int) error {
 	if err := a.legal(); err != nil {
 		return err
 	}
+	if a.p.isInit {
+		// The last moment at which one from outside can be told from one from inside, for undoStop.
+		_, outside, err := a.t.pendingStops()
+		if err != nil {
+			return fmt.Errorf("look at pending signals: %w", err)
+		}
+		a.otherStop = a.otherStop || outside > 0
+	}
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
@@ -845,13 +850,7 @@ func (a *attach) undoStop() {
 	if !a.p.isInit || a.otherStop {
 		return
 	}
-	// Once PID 1 is not traced, a stop is from outside. Where none from inside has been seen, the look is therefore as short
-	// as it can be: twice, since a status is not read in one instant.
-	looks := 2
-	if a.insideStop {
-		looks = 20
-	}
-	for range looks {
+	for range 20 {
 		st, err := a.f.thread()
 		if err != nil {
 			return
