@@ -17,9 +17,9 @@ import (
 // its own children's ends, SIGTERM, and a stop from outside with its continuation.
 func TestTransparencySignals(t *testing.T) {
 	const (
-		orphans  = 1500
+		orphans  = 300
 		interval = 5 * time.Millisecond
-		rounds   = 8 // of SIGTERM and of SIGSTOP with SIGCONT
+		rounds   = 5 // of SIGTERM and of SIGSTOP with SIGCONT
 	)
 	for _, call := range []string{"futex", "ppoll", "epoll_pwait", "clock_nanosleep", "pselect6", "rt_sigsuspend", "rt_sigtimedwait"} {
 		t.Run(call, func(t *testing.T) {
@@ -56,6 +56,7 @@ func TestTransparencySignals(t *testing.T) {
 				}
 			}()
 			var sent [3]int
+			undone := 0
 			queue := func() {
 				for n := range sent {
 					if err := queueSignal(int(v.pid), rt+n, sent[n]); err != nil {
@@ -70,13 +71,24 @@ func TestTransparencySignals(t *testing.T) {
 					queue()
 					time.Sleep(500 * time.Microsecond)
 				}
-				unix.Kill(int(v.pid), unix.SIGTERM)
-				v.expect("term")
-				unix.Kill(int(v.pid), unix.SIGSTOP)
-				eventually(t, "PID 1 stops", func() bool { return v.state() == procfs.StateStopped })
+				// The tracer cannot tell a stop that comes right at its detach from one that came from inside a moment
+				// before, which PID 1 would not have got. That one it takes back, with a SIGCONT.
+				for stopped := false; !stopped; {
+					unix.Kill(int(v.pid), unix.SIGSTOP)
+					eventually(t, "PID 1 stops", func() bool {
+						stopped = v.state() == procfs.StateStopped
+						return stopped || len(v.lines) > 0
+					})
+					if !stopped {
+						v.expect("cont")
+						undone++
+					}
+				}
 				queue()
 				unix.Kill(int(v.pid), unix.SIGCONT)
 				v.expect("cont")
+				unix.Kill(int(v.pid), unix.SIGTERM)
+				v.expect("term")
 			}
 			close(stop)
 			<-stopped
@@ -88,8 +100,11 @@ func TestTransparencySignals(t *testing.T) {
 				k, val, _ := strings.Cut(f, "=")
 				r[k] = val
 			}
-			want := sitReport{"terms": fmt.Sprint(rounds), "conts": fmt.Sprint(rounds), "rts": fmt.Sprint(3 * sent[0]), "disorder": "0", "odd": "0",
+			want := sitReport{"terms": fmt.Sprint(rounds), "conts": fmt.Sprint(rounds + undone), "rts": fmt.Sprint(3 * sent[0]), "disorder": "0", "odd": "0",
 				"kids": r["reaped"], "spurious": "0", "other": "0", "late": "0"}
+			if undone > 1 {
+				t.Errorf("%d of %d stops taken back", undone, rounds+undone)
+			}
 			if call == "rt_sigtimedwait" {
 				delete(want, "spurious") // a stop from outside gives it an EINTR (signal(7))
 			}
