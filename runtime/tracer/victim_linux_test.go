@@ -127,6 +127,11 @@ func startVictim(t testing.TB, args ...string) *victim {
 
 func startPID1(t testing.TB, path string, args ...string) *victim {
 	t.Helper()
+	return startPID1With(t, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}, path, args...)
+}
+
+func startPID1With(t testing.TB, attr *syscall.SysProcAttr, path string, args ...string) *victim {
+	t.Helper()
 	stdinR, stdinW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +142,7 @@ func startPID1(t testing.TB, path string, args ...string) *victim {
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	cmd.SysProcAttr = attr
 	err = cmd.Start()
 	stdinR.Close()
 	stdoutW.Close()

@@ -493,7 +493,9 @@ static int v_sigwait(struct ctx *c) { return c->si.si_signo == SIGUSR1 && c->si.
 static int v_aio(struct ctx *c) { struct io_event e; memcpy(&e, c->buf, sizeof e); return e.data == 77 && (e.res & POLLIN); }
 static int v_rem(struct ctx *c) { c->left = c->rem.tv_sec * 1000000LL + c->rem.tv_nsec / 1000; return 1; }
 static int v_ts(struct ctx *c) { c->left = c->ts.tv_sec * 1000000LL + c->ts.tv_nsec / 1000; return 1; }
+#ifdef SYS_select
 static int v_tv(struct ctx *c) { c->left = c->tv.tv_sec * 1000000LL + c->tv.tv_usec; return 1; }
+#endif
 
 static void pipes(struct ctx *c) { if (pipe(c->fd) < 0) die("pipe"); }
 
