@@ -12,7 +12,8 @@ TOOLS            ?= $(BIN)/tools
 TESTPROGS        ?= $(BIN)/testprogs
 RUN              ?=
 COUNT            ?= 1
-FUZZTIME         ?= 5s
+FUZZTIME         ?= 3000x
+REQUESTS         ?= 1000
 TIMEOUT          ?= 25m
 DURATION         ?= 10m
 PKGS             ?= ./...
@@ -48,8 +49,9 @@ build: ## Build the commands under cmd/ into bin/.
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
-# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them).
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash
+# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); strace, gdb: other
+# tracers of PID 1.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash strace gdb
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -133,7 +135,7 @@ test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
 	CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
 
 .PHONY: fuzz
-fuzz: ## Every fuzz target for FUZZTIME (5s).
+fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
 		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
 			echo "fuzz $$(dirname $$file) $$f"; \
@@ -148,6 +150,10 @@ test-integration: tools testprogs build ## Tests against a private containerd, a
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
 	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+
+.PHONY: test-transparency
+test-transparency: ## Does PID 1 notice anything? REQUESTS (1000) zombies reaped from each system call (as root; RUN=).
+	REAPER_TRANSPARENCY_REQUESTS=$(REQUESTS) $(GO) test -count=1 -timeout 0 -v -run '$(or $(RUN),^TestTransparency$$)' ./runtime/tracer
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
