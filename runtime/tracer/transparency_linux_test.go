@@ -411,7 +411,7 @@ func TestTransparency(t *testing.T) {
 	if requests >= strictFrom {
 		slack = strictBound
 	}
-	timeout := 150*time.Millisecond + time.Duration(requests)*5*time.Millisecond
+	timeout := 150*time.Millisecond + time.Duration(requests)*3*time.Millisecond
 	c := newClient(t)
 	for _, call := range transparencyCalls {
 		if goarch == "arm64" && slices.Contains(notOnARM64, strings.TrimSuffix(strings.TrimSuffix(call, "-timeout"), "-left")) {
