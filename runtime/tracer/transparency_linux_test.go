@@ -32,6 +32,7 @@ const (
 const (
 	looseBound  = 2 * time.Second
 	strictBound = 50 * time.Millisecond
+	noticeBound = 700 * time.Millisecond // time-out and bound of TestTransparencyNotices
 )
 
 func transparencyRequests(t testing.TB) int {
@@ -566,7 +567,7 @@ func TestTransparencyNotices(t *testing.T) {
 			if !damages[tc.damage] {
 				t.Skipf("not done on this architecture: %s", goarch)
 			}
-			s := startSitter(t, tc.call, "-", "leader", 0, time.Second)
+			s := startSitter(t, tc.call, "-", "leader", 0, noticeBound)
 			cmd, stdin, answer := startHelper(t, helperOrder{Seize: s.pid, Naive: tc.damage})
 			defer func() {
 				stdin.Close()
@@ -579,8 +580,8 @@ func TestTransparencyNotices(t *testing.T) {
 			if word == "no such thing" {
 				t.Skip("this processor has no such registers")
 			}
-			s.finish(looseBound + time.Second)
-			faults := s.faults(bounds{1, 0, looseBound})
+			s.finish(2 * noticeBound)
+			faults := s.faults(bounds{1, 0, noticeBound})
 			t.Logf("faults: %q", faults)
 			ok := slices.ContainsFunc(faults, func(f string) bool { return strings.HasPrefix(f, tc.call+": "+tc.want) })
 			if tc.want == "" {
@@ -692,7 +693,7 @@ func naive(order helperOrder, out interface{ Encode(any) error }) error {
 	}
 	if again {
 		// Until the call is so late that nobody can miss it.
-		for end := time.Now().Add(time.Second + 2*looseBound); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(3 * noticeBound); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if err := t.seize(); err != nil {
 				return err
 			}
