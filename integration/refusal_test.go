@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	osexec "os/exec"
@@ -111,6 +112,14 @@ func TestRefusals(t *testing.T) {
 		if err != nil {
 			testutil.Lacks(t, fmt.Sprintf("gcc -m32: %v: %s", err, out), "install gcc for amd64")
 		}
+		probe := osexec.Command(filepath.Join(dir, "victim32"))
+		probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID} // its children end with it
+		if err := probe.Start(); errors.Is(err, syscall.ENOEXEC) {
+			t.Skip("this kernel runs no 32-bit programs (CONFIG_IA32_EMULATION)")
+		} else if err == nil {
+			_ = probe.Process.Kill()
+			_ = probe.Wait()
+		}
 		events := subscribe(t, d)
 		c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/mnt/victim32"},
 			Extra: []oci.SpecOpts{oci.WithMounts([]specs.Mount{{Destination: "/mnt", Type: "bind", Source: dir, Options: []string{"bind", "ro"}}})}})
@@ -123,9 +132,12 @@ func TestRefusals(t *testing.T) {
 	})
 	t.Run("user namespace", func(t *testing.T) {
 		t.Parallel()
+		if err := os.Chmod(d.Dir, 0o711); err != nil { // the user who is root in there has to get to the root file system
+			t.Fatal(err)
+		}
 		mapping := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 		c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"},
-			Extra: []oci.SpecOpts{oci.WithUserNamespace(mapping, mapping)}})
+			Extra: []oci.SpecOpts{oci.WithUserNamespace(mapping, mapping), oci.WithoutRunMount}})
 		uids, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", c.PID))
 		if err != nil || !strings.Contains(string(uids), "100000") {
 			t.Fatalf("uid_map of PID 1: %q, %v", uids, err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func TestTransparencySignals(t *testing.T) {
 	const (
 		orphans  = 300
 		interval = 5 * time.Millisecond
-		rounds   = 5 // of SIGTERM and of SIGSTOP with SIGCONT
+		atLeast  = 5 // rounds of SIGTERM and of SIGSTOP with SIGCONT, and more until something has been reaped
 	)
 	for _, call := range []string{"futex", "ppoll", "epoll_pwait", "clock_nanosleep", "pselect6", "rt_sigsuspend", "rt_sigtimedwait"} {
 		t.Run(call, func(t *testing.T) {
@@ -31,6 +32,7 @@ func TestTransparencySignals(t *testing.T) {
 			c := newClient(t)
 			sum := &tally{reasons: map[Reason]int{}, calls: map[string]int{}}
 			stop, stopped := make(chan struct{}), make(chan struct{})
+			var reaped atomic.Int64
 			zs := v.orphans(orphans)
 			go func() {
 				defer close(stopped)
@@ -47,6 +49,7 @@ func TestTransparencySignals(t *testing.T) {
 						return
 					}
 					sum.add(rep)
+					reaped.Add(int64(rep.Count(Reaped)))
 					n := 0
 					for n < len(rep.Results) && rep.Results[n].Outcome == Reaped {
 						n++
@@ -66,7 +69,9 @@ func TestTransparencySignals(t *testing.T) {
 					sent[n]++
 				}
 			}
-			for range rounds {
+			rounds := 0
+			enough := func() bool { return rounds >= atLeast && (reaped.Load() > 0 || call == "rt_sigtimedwait") }
+			for deadline := time.Now().Add(patience); !enough() && time.Now().Before(deadline); rounds++ {
 				for range 20 {
 					queue()
 					time.Sleep(500 * time.Microsecond)
