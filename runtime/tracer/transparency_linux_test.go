@@ -454,15 +454,17 @@ func TestTransparency(t *testing.T) {
 							other = "read-socket"
 						}
 					}
-					s := startSitter(t, call, other, seat.who, requests, timeout)
-					if s.reports[call] != nil {
-						t.Skip("the machine is too busy: the call was over before it began to matter")
+					var s *sitter
+					var sum *tally
+					// On a busy machine the time of a call may be over before the first request.
+					for wait := timeout; sum == nil || timed(call) && sum.requests == 0 && wait < time.Minute; wait *= 5 {
+						s = startSitter(t, call, other, seat.who, requests, wait)
+						if !seat.other && s.reports[call] == nil {
+							taken = s.class() != classUnsafe
+						}
+						sum = s.pester(c, s.orphans(requests), requests, 0)
+						s.finish(patience)
 					}
-					if !seat.other {
-						taken = s.class() != classUnsafe
-					}
-					sum := s.pester(c, s.orphans(requests), requests, 0)
-					s.finish(patience)
 					for _, f := range s.faults(bounds{sum.attached, sum.stopped, slack}) {
 						t.Errorf("PID 1 noticed: %s", f)
 					}
@@ -568,7 +570,7 @@ func TestTimeoutNotStretched(t *testing.T) {
 		for _, f := range s.faults(bounds{sums[i].attached, sums[i].stopped, time.Second}) {
 			t.Errorf("PID 1 noticed: %s", f)
 		}
-		if sums[i].attached < 2 {
+		if sums[i].attached == 0 {
 			t.Errorf("%s: %d attaches only: %v", s.call, sums[i].attached, sums[i].reasons)
 		}
 	}
