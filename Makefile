@@ -12,7 +12,8 @@ TOOLS            ?= $(BIN)/tools
 TESTPROGS        ?= $(BIN)/testprogs
 RUN              ?=
 COUNT            ?= 1
-FUZZTIME         ?= 5s
+FUZZTIME         ?= 3000x
+REQUESTS         ?= 1000
 TIMEOUT          ?= 25m
 DURATION         ?= 10m
 KILLS            ?= 10000
@@ -49,8 +50,9 @@ build: ## Build the commands under cmd/ into bin/.
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
-# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd.
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd
+# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
+# strace, gdb: other tracers of PID 1.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -134,7 +136,7 @@ test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
 	CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
 
 .PHONY: fuzz
-fuzz: ## Every fuzz target for FUZZTIME (5s).
+fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
 		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
 			echo "fuzz $$(dirname $$file) $$f"; \
@@ -158,6 +160,10 @@ test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full
 test-crash: ## The tracer killed KILLS (10000) times in each state of PID 1: docs/crash-safety.md and its data (as root).
 	$(GO) test -count=1 -timeout 0 -v -run '^(TestSwapWindow.*|TestCrash.*|TestClientDies|TestExitUnderAttaches)$$' ./runtime/tracer -args \
 		-kills=$(KILLS) -crash-report=$(CURDIR)/docs/data/crash-safety.json -crash-page=$(CURDIR)/docs/crash-safety.md
+
+.PHONY: test-transparency
+test-transparency: ## Does PID 1 notice anything? REQUESTS (1000) zombies reaped from each system call (as root; RUN=).
+	REAPER_TRANSPARENCY_REQUESTS=$(REQUESTS) $(GO) test -count=1 -timeout 0 -v -run '$(or $(RUN),^TestTransparency$$)' ./runtime/tracer
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.

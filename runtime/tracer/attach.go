@@ -1078,6 +1078,14 @@ func (a *attach) letGo(sig int) error {
 	if err := a.legal(); err != nil {
 		return err
 	}
+	if a.p.isInit {
+		// The last moment at which one from outside can be told from one from inside, for undoStop.
+		_, _, outside, err := a.t.pendingStops()
+		if err != nil {
+			return fmt.Errorf("look at pending signals: %w", err)
+		}
+		a.otherStop = a.otherStop || outside > 0
+	}
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
