@@ -91,6 +91,35 @@ $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags sec
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
 $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
 
+# Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
+# $(1) version, $(2) module
+define daemon
+$(TOOLS)/containerd-$(1): integration/tools/containerd-$(1)/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-$(1)"
+	@cd integration/tools/containerd-$(1) && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly \
+		-buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" -o $$@ ./cmd/containerd
+DAEMON_FILES += $(TOOLS)/containerd-$(1)
+endef
+
+$(eval $(call daemon,1.7,github.com/containerd/containerd))
+$(eval $(call daemon,2.0,github.com/containerd/containerd/v2))
+$(eval $(call daemon,2.2,github.com/containerd/containerd/v2))
+
+# Debian's package, taken apart and not installed: a containerd that this machine may have is left alone.
+$(TOOLS)/containerd-debian:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/containerd-debian"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		apt-get download -q containerd >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q containerd; }; \
+		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
+DAEMON_FILES += $(TOOLS)/containerd-debian
+
+.PHONY: daemons
+daemons: $(DAEMON_FILES) ## Get the older versions of containerd that test-matrix runs with.
+	@:
+
 .PHONY: tools
 tools: $(TOOL_FILES) ## Build containerd, runc, ctr, nerdctl and crictl into bin/tools (pinned in integration/tools).
 	@:
@@ -147,6 +176,20 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 .PHONY: test-integration
 test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
+
+# What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
+# the daemon and our programs can be replaced. TestDaemonUpgrade goes from this version to the newest.
+CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
+OLDEST     := containerd-debian
+
+.PHONY: test-oldest
+test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).
+	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GO) test -count=1 -timeout $(TIMEOUT) \
+		-run '$(CORE_TESTS)' ./integration
+
+.PHONY: test-matrix
+test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).
+	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
 
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).

@@ -307,6 +307,8 @@ type pod struct {
 	pod, container string
 	crictl         func(args ...string) (string, int)
 	crictl2        func(args ...string) (stdout, stderr string, code int)
+	// add starts one more container in the pod and returns its ID.
+	add func(name string) string
 }
 
 func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) pod {
@@ -347,13 +349,6 @@ func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) 
 			"security_context": namespaces,
 		},
 	})
-	containerFile := writeJSON(t, map[string]any{
-		"metadata": map[string]any{"name": "main"},
-		"image":    map[string]any{"image": harness.TestImage},
-		"command":  opts.args,
-		"log_path": "main.log",
-		"linux":    map[string]any{"resources": map[string]any{}, "security_context": namespaces},
-	})
 	must := func(args ...string) string {
 		t.Helper()
 		out, code := p.crictl(args...)
@@ -369,22 +364,35 @@ func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) 
 			t.Errorf("crictl rmp: exit code %d: %s", code, out)
 		}
 	})
-	p.container = must("create", "--no-pull", p.pod, containerFile, podFile)
-	must("start", p.container)
+	p.add = func(name string) string {
+		t.Helper()
+		id := must("create", "--no-pull", p.pod, writeJSON(t, map[string]any{
+			"metadata": map[string]any{"name": name},
+			"image":    map[string]any{"image": harness.TestImage},
+			"command":  opts.args,
+			"log_path": name + ".log",
+			"linux":    map[string]any{"resources": map[string]any{}, "security_context": namespaces},
+		}), podFile)
+		must("start", id)
+		return id
+	}
+	p.container = p.add("main")
 	return p
 }
 
 // pid returns the host's number of the container's init.
-func (p pod) pid(t *testing.T) int {
+func (p pod) pid(t *testing.T) int { return p.pidOf(t, p.container) }
+
+func (p pod) pidOf(t *testing.T, container string) int {
 	t.Helper()
-	out, _ := p.crictl("inspect", p.container)
+	out, _ := p.crictl("inspect", container)
 	var v struct {
 		Info struct {
 			PID int `json:"pid"`
 		} `json:"info"`
 	}
 	if err := json.Unmarshal([]byte(out), &v); err != nil || v.Info.PID == 0 {
-		t.Fatalf("pid of container %s: %v in %s", p.container, err, out)
+		t.Fatalf("pid of container %s: %v in %s", container, err, out)
 	}
 	return v.Info.PID
 }

@@ -39,6 +39,8 @@ type service struct {
 	// tracer is nil where there is none; tracerReason then says why.
 	tracer       *tracer.Client
 	tracerReason string
+	// tracerFile keeps the executable that fits this shim, whatever an upgrade puts in its place.
+	tracerFile *os.File
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
@@ -84,19 +86,24 @@ func (s *service) findTracer() {
 		var path string
 		if path, err = tracer.Find(self); err == nil {
 			if reason := tracer.Supported(); reason == "" {
-				s.tracer = tracer.NewClient(path)
-				return
+				if s.tracerFile, err = os.Open(path); err == nil {
+					// By the shim's number: what "self" has under this descriptor changes between fork and exec.
+					s.tracer = tracer.NewClient(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.tracerFile.Fd()))
+					return
+				}
+			} else {
+				err = fmt.Errorf("reaper-tracer: %s", reason)
 			}
-			err = fmt.Errorf("reaper-tracer: %s", tracer.Supported())
 		}
 	}
 	s.tracerReason = err.Error()
 	log.L.WithError(err).Warn("no tracer: zombies will be observed and not reaped")
 }
 
-// RegisterTTRPC registers this service, and not the wrapped one, for the task API.
+// RegisterTTRPC registers this service, and not the wrapped one, for both versions of the task API.
 func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
+	registerTaskV2(server, s)
 	return nil
 }
 

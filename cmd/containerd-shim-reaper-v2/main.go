@@ -3,7 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"os"
 
 	ctrdshim "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/version"
@@ -21,9 +25,35 @@ func main() {
 	// What -v and -info print.
 	version.Version, version.Revision = buildVersion, buildRevision
 
+	manager := shim.NewManager()
+	done, rest, err := shim.StartLegacy(context.Background(), manager, os.Args[1:], os.Stdin, os.Stdout)
+	if err == nil && rest != nil {
+		err = giveBack(rest)
+	}
+	switch {
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %s", shim.Name, err)
+		os.Exit(1)
+	case done:
+		return
+	}
 	shim.Register()
-	ctrdshim.RunShim(context.Background(), shim.NewManager(), func(c *ctrdshim.Config) {
+	ctrdshim.RunShim(context.Background(), manager, func(c *ctrdshim.Config) {
 		// SIGCHLD is handled by the task service, which looks before it reaps.
 		c.NoReaper = true
 	})
+}
+
+// giveBack makes input what is read from standard input next.
+func giveBack(input []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("give back standard input: %w", err)
+	}
+	os.Stdin = r
+	go func() {
+		_, _ = io.Copy(w, bytes.NewReader(input)) // fails only when the reader has gone
+		_ = w.Close()
+	}()
+	return nil
 }

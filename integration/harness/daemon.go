@@ -55,6 +55,22 @@ type Options struct {
 	ReaperOptions string
 	// Debug sets the daemon's log level, and with it that of the shims, to debug.
 	Debug bool
+	// Containerd is the daemon's file name in bin/tools; "" stands for what ContainerdEnv names.
+	Containerd string
+	// Bin is the directory with the programs of this repository; "" stands for its bin.
+	Bin string
+}
+
+// ContainerdEnv names the file in bin/tools that is the daemon of tests which ask for none, as containerd-1.7. Without it
+// that is containerd, the newest.
+const ContainerdEnv = "REAPER_TEST_CONTAINERD"
+
+// Containerd returns the daemon of tests that ask for none.
+func Containerd() string {
+	if name := os.Getenv(ContainerdEnv); name != "" {
+		return name
+	}
+	return "containerd"
 }
 
 // Daemon is a running containerd. Its methods may be called from any goroutine.
@@ -70,12 +86,15 @@ type Daemon struct {
 	// Snapshotter is overlayfs, or native where the temporary directory cannot carry an overlay.
 	Snapshotter string
 
-	root   string // of the repository
-	pid    int
-	exited chan struct{} // closed when the daemon has been waited for
-	log    *logBuffer
+	root    string // of the repository
+	opts    Options
+	mountNS *os.File // the daemon's, open so that it outlives the daemon
+	pid     int
+	exited  chan struct{} // closed when the daemon has been waited for
+	log     *logBuffer
 }
 
+// configTemplate is for containerd 2.0 and later.
 var configTemplate = template.Must(template.New("config").Parse(`version = 3
 root = '{{.Dir}}/root'
 state = '{{.Dir}}/state'
@@ -121,13 +140,53 @@ state = '{{.Dir}}/state'
   socket_dir = '{{.Dir}}/s'
 `))
 
+// legacyTemplate is for containerd before 2.0, where CRI is one plugin and the shims' sockets are where they always are.
+var legacyTemplate = template.Must(template.New("config").Parse(`version = 2
+root = '{{.Dir}}/root'
+state = '{{.Dir}}/state'
+
+[debug]
+  level = '{{if .Debug}}debug{{else}}info{{end}}'
+
+[grpc]
+  address = '{{.Dir}}/c.sock'
+
+[ttrpc]
+  address = '{{.Dir}}/c.sock.ttrpc'
+
+[plugins.'io.containerd.grpc.v1.cri']
+  enable_selinux = false
+  restrict_oom_score_adj = true
+  sandbox_image = '{{.Pause}}'
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    bin_dir = '{{.Dir}}/cni/bin'
+    conf_dir = '{{.Dir}}/cni/net.d'
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = '{{.Snapshotter}}'
+    default_runtime_name = 'runc'
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.reaper]
+      runtime_type = 'io.containerd.reaper.v2'
+      pod_annotations = ['io.containerd.reaper.*']
+      container_annotations = ['io.containerd.reaper.*']
+      [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.reaper.options]
+{{.ReaperOptions}}
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = '{{.Dir}}/opt'
+`))
+
 // Start starts a daemon and waits until it serves, with the images of this package in it. The caller must Close it.
 func Start(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	root, err := testutil.RepoRoot()
 	if err != nil {
 		return nil, err
 	}
-	for _, tool := range []string{"containerd", "containerd-shim-runc-v2", "runc"} {
+	if opts.Containerd == "" {
+		opts.Containerd = Containerd()
+	}
+	for _, tool := range []string{opts.Containerd, "containerd-shim-runc-v2", "runc"} {
 		if p := filepath.Join(root, "bin/tools", tool); !exists(p) {
 			return nil, fmt.Errorf("start containerd: no %s (make tools)", p)
 		}
@@ -144,6 +203,7 @@ func Start(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		CgroupParent: "/" + filepath.Base(dir),
 		Snapshotter:  "native",
 		root:         root,
+		opts:         opts,
 		exited:       make(chan struct{}),
 		log:          &logBuffer{tee: opts.Log},
 	}
@@ -156,14 +216,7 @@ func Start(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if overlayWorks(dir) {
 		d.Snapshotter = "overlayfs"
 	}
-	var config bytes.Buffer
-	if err := configTemplate.Execute(&config, map[string]any{
-		"Dir": dir, "Snapshotter": d.Snapshotter, "Pause": PauseImage,
-		"ReaperOptions": opts.ReaperOptions, "Debug": opts.Debug,
-	}); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "config.toml"), config.Bytes(), 0o600); err != nil {
+	if err := d.writeConfig(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.startProcess(); err != nil {
@@ -177,6 +230,46 @@ func Start(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	}
 	return d, nil
 }
+
+// writeConfig writes the configuration in the form that this version of the daemon reads.
+func (d *Daemon) writeConfig(ctx context.Context) error {
+	major, err := d.major(ctx)
+	if err != nil {
+		return err
+	}
+	tmpl := configTemplate
+	if major < 2 {
+		tmpl = legacyTemplate
+	}
+	var config bytes.Buffer
+	if err := tmpl.Execute(&config, map[string]any{
+		"Dir": d.Dir, "Snapshotter": d.Snapshotter, "Pause": PauseImage,
+		"ReaperOptions": d.opts.ReaperOptions, "Debug": d.opts.Debug,
+	}); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.Dir, "config.toml"), config.Bytes(), 0o600)
+}
+
+// major returns the first part of the daemon's version: "containerd github.com/containerd/containerd v1.7.35 …".
+func (d *Daemon) major(ctx context.Context) (int, error) {
+	out, err := exec.CommandContext(ctx, d.containerd(), "--version").Output()
+	if err != nil {
+		return 0, fmt.Errorf("%s --version: %w", d.opts.Containerd, err)
+	}
+	fields := strings.Fields(string(out))
+	if len(fields) < 3 {
+		return 0, fmt.Errorf("%s --version: unexpected %q", d.opts.Containerd, out)
+	}
+	first, _, _ := strings.Cut(strings.TrimPrefix(fields[2], "v"), ".")
+	major, err := strconv.Atoi(first)
+	if err != nil {
+		return 0, fmt.Errorf("%s --version: unexpected %q", d.opts.Containerd, out)
+	}
+	return major, nil
+}
+
+func (d *Daemon) containerd() string { return filepath.Join(d.root, "bin/tools", d.opts.Containerd) }
 
 // newDir makes the daemon's directory. Its name is short: the path of a unix socket has at most 107 bytes (unix(7)), and a
 // shim's is "/s/" and 64 hexadecimal digits longer than this one.
@@ -213,16 +306,23 @@ func (d *Daemon) startProcess() error {
 	if err := os.MkdirAll("/run/containerd", 0o711); err != nil {
 		return err
 	}
-	script := `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`
-	cmd := exec.Command("/bin/sh", "-c", script, "sh",
-		filepath.Join(d.root, "bin/tools/containerd"), "--config", filepath.Join(d.Dir, "config.toml"))
+	args := []string{d.containerd(), "--config", filepath.Join(d.Dir, "config.toml")}
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if d.mountNS == nil {
+		args = append([]string{"/bin/sh", "-c", `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`, "sh"}, args...)
+		attr.Unshareflags = syscall.CLONE_NEWNS // os/exec makes all mounts private with it
+	} else {
+		args = append([]string{"nsenter", "--mount=/proc/self/fd/3", "--"}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	if d.mountNS != nil {
+		cmd.ExtraFiles = []*os.File{d.mountNS}
+	}
 	cmd.Env = d.Env()
 	cmd.Stdout, cmd.Stderr = d.log, d.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:      true,
-		Pdeathsig:    syscall.SIGKILL,
-		Unshareflags: syscall.CLONE_NEWNS, // os/exec makes all mounts private with it
-	}
+	cmd.SysProcAttr = attr
+	exited := make(chan struct{})
+	d.exited = exited
 	started := make(chan error, 1)
 	go func() {
 		// The parent death signal comes when the thread ends that forked (prctl(2)): keep it.
@@ -235,11 +335,19 @@ func (d *Daemon) startProcess() error {
 		if err == nil {
 			_ = cmd.Wait()
 		}
-		close(d.exited)
+		close(exited)
 	}()
 	if err := <-started; err != nil {
 		return err
 	}
+	if d.mountNS != nil {
+		return nil
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", d.pid))
+	if err != nil {
+		return err
+	}
+	d.mountNS = ns
 	namespace, err := mountNS(d.pid)
 	if err != nil {
 		return err
@@ -285,8 +393,13 @@ func (d *Daemon) waitServing(ctx context.Context) error {
 // pluginErrors returns the error of a plugin that the tests cannot do without.
 func (d *Daemon) pluginErrors(ctx context.Context) error {
 	needed := map[string]bool{
-		"io.containerd.grpc.v1/cri": true, "io.containerd.cri.v1/runtime": true, "io.containerd.runtime.v2/task": true,
+		"io.containerd.grpc.v1/cri": true, "io.containerd.runtime.v2/task": true,
 		"io.containerd.snapshotter.v1/" + d.Snapshotter: true,
+	}
+	if major, err := d.major(ctx); err != nil {
+		return err
+	} else if major >= 2 {
+		needed["io.containerd.cri.v1/runtime"] = true
 	}
 	resp, err := d.Client.IntrospectionService().Plugins(ctx)
 	if err != nil {
@@ -325,8 +438,12 @@ func (d *Daemon) Env() []string {
 		}
 	}
 	bin := filepath.Join(d.root, "bin")
+	ours := bin
+	if d.opts.Bin != "" {
+		ours = d.opts.Bin
+	}
 	return append(env,
-		"PATH="+strings.Join([]string{bin, filepath.Join(bin, "tools"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
+		"PATH="+strings.Join([]string{ours, filepath.Join(bin, "tools"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
 		EnvMark+"="+d.Dir)
 }
 
@@ -336,7 +453,7 @@ func (d *Daemon) Command(ctx context.Context, name string, args ...string) *exec
 	if p, err := testutil.FindTool(name); err == nil {
 		name = p
 	}
-	args = append([]string{"--mount=/proc/" + strconv.Itoa(d.pid) + "/ns/mnt", "--", name}, args...)
+	args = append([]string{"--mount=/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(d.mountNS.Fd())), "--", name}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
 	cmd.Env = d.Env()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -350,6 +467,41 @@ func (d *Daemon) Kill() error {
 	}
 	<-d.exited
 	return nil
+}
+
+// Restart starts a daemon again, in the same place, after the last one has been stopped with Kill or Stop. It may be of
+// another version: containerd is a file name in bin/tools, "" for the same as before.
+func (d *Daemon) Restart(ctx context.Context, containerd string) error {
+	if !d.stopped() {
+		return errors.New("restart containerd: it is running")
+	}
+	if containerd != "" {
+		d.opts.Containerd = containerd
+	}
+	if err := d.writeConfig(ctx); err != nil {
+		return fmt.Errorf("restart %s: %w", d.opts.Containerd, err)
+	}
+	err := d.startProcess()
+	if err == nil {
+		err = d.waitServing(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("restart %s: %w\n%s", d.opts.Containerd, err, d.log.tail(40))
+	}
+	return nil
+}
+
+// Stop asks the daemon to end, as systemd does, and waits until it has. The shims and their containers stay.
+func (d *Daemon) Stop() error {
+	if err := syscall.Kill(d.pid, syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-d.exited:
+		return nil
+	case <-time.After(stopTimeout):
+		return fmt.Errorf("containerd did not stop within %v of SIGTERM", stopTimeout)
+	}
 }
 
 func (d *Daemon) stopped() bool {
@@ -373,16 +525,14 @@ func (d *Daemon) Close() error {
 		errs = append(errs, d.Client.Close())
 	}
 	if d.pid != 0 && !d.stopped() {
-		if err := syscall.Kill(d.pid, syscall.SIGTERM); err != nil {
+		if err := d.Stop(); err != nil {
 			errs = append(errs, err)
-		}
-		select {
-		case <-d.exited:
-		case <-time.After(stopTimeout):
-			errs = append(errs, fmt.Errorf("containerd did not stop within %v of SIGTERM", stopTimeout))
 			_ = syscall.Kill(d.pid, syscall.SIGKILL)
 			<-d.exited
 		}
+	}
+	if d.mountNS != nil {
+		errs = append(errs, d.mountNS.Close())
 	}
 	clearDir(d.Dir)
 	return errors.Join(errs...)

@@ -272,6 +272,7 @@ func (c *Client) startWorker() (*worker, error) {
 // command prepares the execution of the worker, with the journal as file descriptor 3.
 func (c *Client) command(args []string, journal *os.File) *exec.Cmd {
 	cmd := exec.Command(c.path, append(slices.Clone(args), "-journal", "3")...)
+	cmd.Args[0] = WorkerName // the path may be a file descriptor's
 	cmd.ExtraFiles = []*os.File{journal}
 	cmd.Dir = "/"
 	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves

@@ -23,6 +23,8 @@ func Harden() {
 	}
 	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil)
 
+	// A worker that is started by its file descriptor is named after that (proc_pid_comm(5)).
+	_ = os.WriteFile("/proc/self/comm", []byte(WorkerName), 0)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	// On fault, or the Go runtime's reservations would all become memory (mlock2(2), Linux 4.4).
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)

@@ -1,0 +1,174 @@
+// matrix runs integration tests with several versions of containerd and writes the table in docs/containerd.md.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+)
+
+const (
+	page  = "docs/containerd.md"
+	begin = "<!-- matrix -->"
+	end   = "<!-- /matrix -->"
+)
+
+// result is what one version made of the tests.
+type result struct {
+	version                 string
+	passed, failed, skipped int
+	failures                []string
+	took                    time.Duration
+	err                     error // the run as a whole
+}
+
+// event is one of go test -json (go doc test2json).
+type event struct {
+	Action, Test, Output string
+}
+
+func main() {
+	run := flag.String("run", ".", "tests to run, a `regexp` as for go test")
+	timeout := flag.String("timeout", "20m", "for one version, as for go test")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "Usage: matrix [flags] DAEMON...\n\nDAEMON is a file in bin/tools.")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if flag.NArg() == 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := matrix(*run, *timeout, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "matrix:", err)
+		os.Exit(1)
+	}
+}
+
+func matrix(run, timeout string, daemons []string) error {
+	root, err := testutil.RepoRoot()
+	if err != nil {
+		return err
+	}
+	var results []result
+	var errs []error
+	for _, d := range daemons {
+		r := test(root, run, timeout, d)
+		results = append(results, r)
+		if r.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", d, r.err))
+		}
+		fmt.Printf("%s: %d passed, %d failed, %d skipped in %v\n", r.version, r.passed, r.failed, r.skipped, r.took.Round(time.Second))
+		// After each, so that a run that is broken off has not been for nothing.
+		if err := write(filepath.Join(root, page), results); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func test(root, run, timeout, daemon string) result {
+	r := result{version: daemon}
+	out, err := exec.Command(filepath.Join(root, "bin/tools", daemon), "--version").Output()
+	if fields := strings.Fields(string(out)); err == nil && len(fields) >= 3 {
+		r.version = strings.TrimPrefix(fields[2], "v")
+	} else {
+		r.err = fmt.Errorf("--version: %w, %q", err, out)
+		return r
+	}
+	begin := time.Now()
+	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout", timeout, "-run", run, "./integration")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "REAPER_TEST_REQUIRE=1", "REAPER_TEST_CONTAINERD="+daemon, "REAPER_TEST_UPGRADE_FROM="+daemon)
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		r.err = err
+		return r
+	}
+	output := r.count(stdout)
+	r.err = cmd.Wait()
+	r.took = time.Since(begin)
+	if r.err != nil {
+		_, _ = os.Stdout.Write(output)
+	}
+	if r.err == nil && r.passed == 0 {
+		r.err = errors.New("no test ran")
+	}
+	return r
+}
+
+// count reads the events of a run and returns what its tests printed.
+func (r *result) count(events io.Reader) []byte {
+	var output bytes.Buffer
+	s := bufio.NewScanner(events)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		var e event
+		if json.Unmarshal(s.Bytes(), &e) != nil {
+			continue
+		}
+		output.WriteString(e.Output)
+		if e.Test == "" || strings.Contains(e.Test, "/") {
+			continue
+		}
+		switch e.Action {
+		case "pass":
+			r.passed++
+		case "fail":
+			r.failed++
+			r.failures = append(r.failures, e.Test)
+		case "skip":
+			r.skipped++
+		}
+	}
+	return output.Bytes()
+}
+
+// write replaces the table in the page.
+func write(name string, results []result) error {
+	old, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	head, rest, ok1 := strings.Cut(string(old), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		return fmt.Errorf("%s has no %s and %s", name, begin, end)
+	}
+	var b strings.Builder
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err
+	}
+	fmt.Fprintf(&b, "\n%s, Linux %s:\n\n", time.Now().Format(time.DateOnly), unix.ByteSliceToString(u.Release[:]))
+	b.WriteString("| containerd | passed | failed | skipped | took |\n|---|--:|--:|--:|--:|\n")
+	for _, r := range results {
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v |\n", r.version, r.passed, r.failed, r.skipped, r.took.Round(time.Second))
+	}
+	for _, r := range results {
+		if len(r.failures) > 0 {
+			slices.Sort(r.failures)
+			fmt.Fprintf(&b, "\nFailed with %s: %s.\n", r.version, strings.Join(r.failures, ", "))
+		}
+	}
+	b.WriteByte('\n')
+	return os.WriteFile(name, []byte(head+begin+b.String()+end+tail), 0o644)
+}

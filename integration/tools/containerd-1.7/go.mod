@@ -1,0 +1,6 @@
+// The version of containerd for the tests with older daemons; see integration/tools/go.mod.
+module github.com/reaper-shim/reaper/integration/tools/containerd-1.7
+
+go 1.26
+
+require github.com/containerd/containerd v1.7.35
