@@ -39,17 +39,41 @@ help: ## Show this text.
 all: build tools testprogs ## Build everything that is built.
 
 .PHONY: build
-build: ## Build the commands under cmd/ into bin/.
+build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 	@mkdir -p $(BIN)
 	@set -e; for c in $(COMMANDS); do \
 		echo "build $$c"; \
 		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
+# reaper-init is C without a C library: its memory counts against the limit of every container that it is in.
+CC_ARM64       ?= aarch64-linux-gnu-gcc
+INIT_SOURCES   := $(wildcard cmd/reaper-init/src/*.c)
+INIT_DEPS      := $(INIT_SOURCES) $(wildcard cmd/reaper-init/src/*.h)
+INIT_WARNINGS  := -Wall -Wextra -Werror -Wconversion -Wshadow -Wstrict-prototypes
+INIT_CFLAGS    := -std=gnu11 -Os -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables \
+	-fomit-frame-pointer -fno-tree-loop-distribute-patterns -fno-pie -no-pie
+INIT_LDFLAGS   := -nostdlib -static -s -Wl,-z,noexecstack -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,--build-id=none
+
+$(BIN)/reaper-init: $(INIT_DEPS)
+	@mkdir -p $(BIN)
+	@echo "build reaper-init"
+	@$(CC) $(INIT_CFLAGS) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
+
+$(BIN)/reaper-init-arm64: $(INIT_DEPS)
+	@mkdir -p $(BIN)
+	@echo "build reaper-init-arm64"
+	@$(CC_ARM64) $(INIT_CFLAGS) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
+
+.PHONY: reaper-init-arm64
+reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm64 (needs gcc-aarch64-linux-gnu and linux-libc-dev-arm64-cross).
+	@:
+
 # ---- what the machine has to have ----------------------------------------------------------------------------------
 
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
+# libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
 # python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
 # strace, gdb: other tracers of PID 1.
 APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
@@ -237,9 +261,18 @@ deps-bench: ## Install what make bench-tracer needs besides (as root).
 bench-tracer: deps-bench build ## What reaping costs: docs/data/tracer.json and the tables of docs/tracer-benchmarks.md (as root).
 	CGO_ENABLED=0 $(GO) run ./internal/benchtracer -worker $(BIN)/reaper-tracer
 
+.PHONY: init-cases
+init-cases: ## The cases of reaper-init, ours and those of tini and dumb-init: docs/init-cases.md (as root).
+	$(GO) test -count=1 -run '^TestCases$$' ./cmd/reaper-init/initest -write-cases $(CURDIR)/docs/init-cases.md
+
+.PHONY: bench-init
+bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data/init.json and the table of docs/init.md (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='gcc libc6-dev tini dumb-init catatonit'
+	CGO_ENABLED=0 $(GO) run ./internal/benchinit -init $(BIN)/reaper-init
+
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
-	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS)) dist
+	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
 
 .PHONY: docs
 docs: ## Render the pictures in docs/ (needs graphviz).
