@@ -12,9 +12,11 @@ TOOLS            ?= $(BIN)/tools
 TESTPROGS        ?= $(BIN)/testprogs
 RUN              ?=
 COUNT            ?= 1
-FUZZTIME         ?= 5s
+FUZZTIME         ?= 3000x
+REQUESTS         ?= 1000
 TIMEOUT          ?= 25m
 DURATION         ?= 10m
+KILLS            ?= 10000
 PKGS             ?= ./...
 
 # Packages of the integration tests: they need root and the tools, and run apart from the unit tests.
@@ -72,8 +74,9 @@ reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm
 # gcc and libc6-dev: cgo for the race detector, runc and the test programs; libseccomp-dev and pkg-config: runc;
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
 # libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
-# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them).
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash
+# python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
+# strace, gdb: other tracers of PID 1.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -186,7 +189,7 @@ test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
 	CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
 
 .PHONY: fuzz
-fuzz: ## Every fuzz target for FUZZTIME (5s).
+fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
 		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
 			echo "fuzz $$(dirname $$file) $$f"; \
@@ -213,8 +216,21 @@ test-matrix: tools daemons testprogs build ## The core integration tests with ea
 	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
 
 .PHONY: soak-lineage
-soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (as root).
-	REAPER_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
+	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+
+.PHONY: test-storm
+test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).
+	REAPER_STORM=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^(TestStorm|TestBusyLeak|TestStormLong)$$' ./integration
+
+.PHONY: test-crash
+test-crash: ## The tracer killed KILLS (10000) times in each state of PID 1: docs/crash-safety.md and its data (as root).
+	$(GO) test -count=1 -timeout 0 -v -run '^(TestSwapWindow.*|TestCrash.*|TestClientDies|TestExitUnderAttaches)$$' ./runtime/tracer -args \
+		-kills=$(KILLS) -crash-report=$(CURDIR)/docs/data/crash-safety.json -crash-page=$(CURDIR)/docs/crash-safety.md
+
+.PHONY: test-transparency
+test-transparency: ## Does PID 1 notice anything? REQUESTS (1000) zombies reaped from each system call (as root; RUN=).
+	REAPER_TRANSPARENCY_REQUESTS=$(REQUESTS) $(GO) test -count=1 -timeout 0 -v -run '$(or $(RUN),^TestTransparency$$)' ./runtime/tracer
 
 .PHONY: proto
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
@@ -233,6 +249,17 @@ bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
 	CGO_ENABLED=0 $(GO) run ./internal/benchforklog
+
+# gcc: the server and PID 1; wrk: its clients; tini: the init that it is measured against.
+BENCH_PACKAGES := gcc libc6-dev wrk tini
+
+.PHONY: deps-bench
+deps-bench: ## Install what make bench-tracer needs besides (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(BENCH_PACKAGES)'
+
+.PHONY: bench-tracer
+bench-tracer: deps-bench build ## What reaping costs: docs/data/tracer.json and the tables of docs/tracer-benchmarks.md (as root).
+	CGO_ENABLED=0 $(GO) run ./internal/benchtracer -worker $(BIN)/reaper-tracer
 
 .PHONY: init-cases
 init-cases: ## The cases of reaper-init, ours and those of tini and dumb-init: docs/init-cases.md (as root).

@@ -2,11 +2,15 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/testutil"
@@ -64,6 +68,54 @@ func TestForkLogProvesEarlyOrphans(t *testing.T) {
 				t.Error("no reason why there is no log")
 			}
 		})
+	}
+}
+
+// TestForkLogRefused: a shim that may not listen to the connector says so, in its log once and in the statistics always, and the
+// other rules still work.
+func TestForkLogRefused(t *testing.T) {
+	d := daemon(t)
+	reaper(t)
+	shim := testutil.Tool(t, "containerd-shim-reaper-v2")
+	entry := filepath.Join(t.TempDir(), "containerd-shim-reaper-v2")
+	script := fmt.Sprintf("#!/bin/sh\nexec %s --bounding-set=-net_admin %s \"$@\"\n", testutil.Tool(t, "setpriv"), shim)
+	if err := os.WriteFile(entry, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	events := subscribe(t, d)
+	// With the host's network: runc itself needs the capability to set up another.
+	c := run(t, d, harness.Spec{Runtime: entry, Options: table("forkLog = 'connector'\nstatsInterval = '1s'"), Args: early(),
+		Extra: []oci.SpecOpts{oci.WithHostNamespace(specs.NetworkNamespace)}})
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		zs := zombies(t, c)
+		return len(zs) == 6, describe(zs)
+	})
+	exec(t, c, "/bin/leak", "-n", "20")
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) { // the early ones stay, what was executed goes
+		zs := zombies(t, c)
+		return len(zs) == 6, describe(zs)
+	})
+	const reason = "no permission"
+	final := finalStats(t, events, c)
+	if l := final.GetForkLog(); l.GetSource() != "none" || !strings.Contains(l.GetReason(), reason) {
+		t.Errorf("fork log %v, want none and why", l)
+	}
+	if final.GetReapedByTracer() != 20 {
+		t.Errorf("statistics %v, want 20 reaped", final)
+	}
+	for _, s := range harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }) {
+		if !strings.Contains(s.GetForkLog().GetReason(), reason) {
+			t.Errorf("statistics without a reason: %v", s)
+		}
+	}
+	said := 0
+	for line := range strings.Lines(d.Log()) {
+		if strings.Contains(line, "no log of the forks of PID 1") && strings.Contains(line, "id="+c.ID()) {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("in the log %d times, want once", said)
 	}
 }
 

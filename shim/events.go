@@ -155,14 +155,17 @@ func exitStatus(status int) uint32 {
 	return uint32(ws.ExitStatus())
 }
 
-// publishOrphan publishes the exit of an orphan, within the limits of its task.
+// publishOrphan logs and publishes the exit of an orphan, both within the limits of its task.
 func (s *service) publishOrphan(o orphan) {
-	log.L.WithField("id", o.task.id).WithField("pid", o.pid).
-		Debugf("reaped orphan %s (%s), status %d", orphanID(o.inner), quote(o.command), exitStatus(o.status))
-	if !o.task.cfg.Events {
+	if !o.task.limiter.Allow() {
+		if o.task.cfg.Events {
+			o.task.dropped.Add(1)
+		}
 		return
 	}
-	if !o.task.limiter.Allow() || !s.events.publish(runtime.TaskExitEventTopic, orphanExit(o)) {
+	log.L.WithField("id", o.task.id).WithField("pid", o.pid).
+		Debugf("reaped orphan %s (%s), status %d", orphanID(o.inner), quote(o.command), exitStatus(o.status))
+	if o.task.cfg.Events && !s.events.publish(runtime.TaskExitEventTopic, orphanExit(o)) {
 		o.task.dropped.Add(1)
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/reaper-shim/reaper/runtime/lineage"
 	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
@@ -35,23 +36,33 @@ const (
 	perfSync = 5 * time.Second
 	// connectorWarmup is how long a new container's forks are listened to; its first processes are born then.
 	connectorWarmup = time.Minute
-	// connectorQuiet is how long nothing unproven must have been seen before a connector is closed.
+	// connectorQuiet is how long nothing must have been seen that a connector may decide before it is closed.
 	connectorQuiet = 5 * time.Minute
+	// maxPastLogs bounds the logs that were closed and still answer for those born in their time. There are few: what was
+	// missed once because of a closed connector keeps the next one open.
+	maxPastLogs = 4
 )
 
-// forks is the fork log of one PID 1: which source is used, and when. A single goroutine owns it.
+// forks is the fork log of one PID 1: which source is used, and when. It is the one that package sweep asks, and knows what the
+// sources knew that were closed: a child that one of them has seen born does not become an orphan by that. A single goroutine
+// owns it.
 type forks struct {
 	id     string // of the task, for the log
 	pid    procfs.HostPID
 	policy ForkLog
 	perf   *forklog.Perf
 	conn   *forklog.Connector
-	// reason says why there is no log, or no better one.
-	reason string
+	past   []forklog.Log // closed, the oldest first
+	// reason says why there is no perf log, connReason why there is no connector.
+	reason, connReason string
 	// closeAt is when the connector is closed if nothing unproven turns up.
 	closeAt time.Time
 	retryAt time.Time // of opening the connector
 	syncAt  time.Time // when the perf log is looked at whether there are zombies or not
+	decided uint64    // sweep.Stats.LogDecided at the last update
+	// A connector was closed because there was nothing to decide, and: something unproven has turned up since then. The next
+	// one is kept. What a PID 1 does once in ten minutes it does for as long as it lives, and each time something would stay.
+	paused, keep bool
 }
 
 // openForks begins the log of a PID 1 that was born at startTime. fresh says that it has not run its first instruction.
@@ -81,7 +92,7 @@ func openForks(id string, pid procfs.HostPID, startTime uint64, policy ForkLog, 
 	}
 	f.openConnector(complete, now, connectorWarmup)
 	if f.log() == nil {
-		log.L.WithField("id", id).Warnf("no log of the forks of PID 1: %s", f.reason)
+		log.L.WithField("id", id).Warnf("no log of the forks of PID 1: %s", f.why())
 	}
 	return f
 }
@@ -98,15 +109,15 @@ func (f *forks) openConnector(complete uint64, now time.Time, keep time.Duration
 	}
 	conn, err := forklog.OpenConnector(f.pid, complete)
 	if err != nil {
-		f.reason = err.Error()
+		f.connReason = err.Error()
 		f.retryAt = now.Add(connectorQuiet)
 		return
 	}
-	f.conn, f.closeAt = conn, now.Add(keep)
+	f.conn, f.connReason, f.closeAt = conn, "", now.Add(keep)
 }
 
-// log returns the log in use as package sweep wants it, nil when there is none.
-func (f *forks) log() sweep.ForkLog {
+// log returns the log in use, nil when there is none.
+func (f *forks) log() forklog.Log {
 	switch {
 	case f.perf != nil:
 		return f.perf
@@ -114,6 +125,32 @@ func (f *forks) log() sweep.ForkLog {
 		return f.conn
 	}
 	return nil
+}
+
+// Sync implements sweep.ForkLog.
+func (f *forks) Sync() {
+	if l := f.log(); l != nil {
+		l.Sync()
+	}
+}
+
+// Lookup implements sweep.ForkLog. Each log is right about those whom it vouches for; a record weighs more than the lack of one.
+func (f *forks) Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork {
+	logs := f.past
+	if l := f.log(); l != nil {
+		logs = append(logs[:len(logs):len(logs)], l)
+	}
+	answer := lineage.ForkUnknown
+	for _, l := range logs {
+		switch l.Lookup(pid, startTime) {
+		case lineage.ForkedByInit:
+			return lineage.ForkedByInit
+		case lineage.ForkedByOther:
+			answer = lineage.ForkedByOther
+		case lineage.ForkUnknown:
+		}
+	}
+	return answer
 }
 
 // update draws the consequences of a sweep and reports whether another log is in use now.
@@ -139,23 +176,36 @@ func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 		return true
 	}
 	unproven := st.Unproven > 0 && st.Oldest > st.Grace
+	// Who needs the connector: zombies that it alone has an answer for, and whoever lives in the session of PID 1, since what
+	// he leaves cannot be told from a child of PID 1 by anything else. PID 1 alone, and what is executed, do not.
+	needed := unproven || st.Companions > 0 || st.LogDecided > f.decided
+	f.decided = st.LogDecided
+	f.keep = f.keep || f.paused && unproven
 	switch {
 	case f.conn != nil && f.conn.Stats().Ended:
-		f.reason = "connector: " + f.conn.Stats().Reason
+		f.connReason = "connector: " + f.conn.Stats().Reason
 		f.closeConnector()
 		f.retryAt = now.Add(connectorQuiet)
 		return true
-	case f.conn != nil && unproven:
-		f.closeAt = now.Add(connectorQuiet)
-	case f.conn != nil && now.After(f.closeAt):
+	case f.conn != nil && needed:
+		f.closeAt = later(f.closeAt, now.Add(connectorQuiet))
+	case f.conn != nil && !f.keep && now.After(f.closeAt):
 		f.closeConnector()
-		f.reason = "connector: nothing unproven for a while"
+		f.connReason = "connector: nothing to decide for a while"
+		f.paused = true
 		return true
-	case f.conn == nil && unproven && now.After(f.retryAt):
+	case f.conn == nil && needed && now.After(f.retryAt):
 		f.openConnector(0, now, connectorQuiet)
 		return f.conn != nil
 	}
 	return false
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // drop gives the perf log up while PID 1 goes on.
@@ -169,6 +219,7 @@ func (f *forks) closePerf() {
 	if err := f.perf.Close(); err != nil {
 		log.L.WithError(err).Debug("close the perf task log")
 	}
+	f.remember(f.perf)
 	f.perf = nil
 }
 
@@ -176,7 +227,15 @@ func (f *forks) closeConnector() {
 	if err := f.conn.Close(); err != nil {
 		log.L.WithError(err).Debug("close the proc connector")
 	}
+	f.remember(f.conn)
 	f.conn = nil
+}
+
+// remember keeps what a closed log knows.
+func (f *forks) remember(l forklog.Log) {
+	if f.past = append(f.past, l); len(f.past) > maxPastLogs {
+		f.past = f.past[1:]
+	}
 }
 
 // stats returns the state of the log in use.
@@ -191,7 +250,15 @@ func (f *forks) stats() forklog.Stats {
 		}
 		return st
 	}
-	return forklog.Stats{Source: "none", Reason: f.reason}
+	return forklog.Stats{Source: "none", Reason: f.why()}
+}
+
+// why says why there is no log.
+func (f *forks) why() string {
+	if f.reason == "" || f.connReason == "" {
+		return f.reason + f.connReason
+	}
+	return f.reason + "; " + f.connReason
 }
 
 // close ends it.

@@ -87,7 +87,8 @@ func (s *service) findTracer() {
 		if path, err = tracer.Find(self); err == nil {
 			if reason := tracer.Supported(); reason == "" {
 				if s.tracerFile, err = os.Open(path); err == nil {
-					s.tracer = tracer.NewClient(fmt.Sprintf("/proc/self/fd/%d", s.tracerFile.Fd()))
+					// By the shim's number: what "self" has under this descriptor changes between fork and exec.
+					s.tracer = tracer.NewClient(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.tracerFile.Fd()))
 					return
 				}
 			} else {

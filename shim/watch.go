@@ -32,6 +32,9 @@ type watcher struct {
 // ask for.
 const kickDelay = 100 * time.Millisecond
 
+// kickShare times the length of the last look passes at least until the next.
+const kickShare = 2
+
 func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 	sweeper, err := sweep.New(sweep.Config{
 		Proc:          s.proc,
@@ -45,9 +48,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l := owner.forks.log(); l != nil {
-		sweeper.SetForkLog(l)
-	}
+	sweeper.SetForkLog(owner.forks)
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watcher{
 		s:       s,
@@ -103,8 +104,8 @@ func (w *watcher) snapshot() (sweep.Stats, forklog.Stats) {
 	return w.stats.Clone(), w.forks
 }
 
-// cgroups returns those of the members, the owner's first, and whether the namespace may be swept now.
-func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
+// cgroups returns those of the members, the owner's first, whether there are several, and whether the namespace may be swept now.
+func (w *watcher) cgroups() (dirs []*sweep.Cgroup, shared, sweepable bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.owner.cgroupDir != nil {
@@ -115,7 +116,7 @@ func (w *watcher) cgroups() (dirs []*sweep.Cgroup, sweepable bool) {
 			dirs = append(dirs, t.cgroupDir)
 		}
 	}
-	return dirs, len(w.paused) == 0
+	return dirs, len(w.members) > 1, len(w.paused) == 0
 }
 
 // attribute finds the task that an orphan belonged to: the one in whose cgroup it died, or else the owner.
@@ -143,6 +144,8 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		byInit   uint64    // orphans that reaper-init reported until the last sweep
 		pending  bool      // statistics have changed since they were published
 		told     time.Time // when they were published last
+		// notBefore keeps execs that come one after the other from making a long look at many children a load.
+		notBefore time.Time
 	)
 	defer timer.Stop()
 	for {
@@ -152,20 +155,26 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		case <-w.kicks:
 			cadence.Reset()
 			// Never later than it would have been: kicks that come faster than this must not put it off for ever.
-			if soon := time.Now().Add(kickDelay); soon.Before(next) {
+			now := time.Now()
+			soon := now.Add(kickDelay)
+			if soon.Before(notBefore) {
+				soon = notBefore
+			}
+			if soon.Before(next) {
 				next = soon
-				timer.Reset(kickDelay)
+				timer.Reset(soon.Sub(now))
 			}
 			continue
 		case <-timer.C:
 		}
-		dirs, sweepable := w.cgroups()
+		dirs, shared, sweepable := w.cgroups()
 		if !sweepable {
 			next = time.Now().Add(cadence.Far)
 			timer.Reset(cadence.Far)
 			continue
 		}
 		sweeper.SetCgroups(dirs)
+		sweeper.SetShared(shared)
 		res, err := sweeper.Sweep(ctx)
 		if errors.Is(err, sweep.ErrInitGone) {
 			return
@@ -182,7 +191,6 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 
 		stats := sweeper.Stats()
 		if w.owner.forks.update(stats, time.Now()) {
-			sweeper.SetForkLog(w.owner.forks.log())
 			res.Changed = true
 		}
 		forks := w.owner.forks.stats()
@@ -205,6 +213,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			pending, told = false, now
 		}
 		wait := cadence.Next(res, now)
+		notBefore = now.Add(kickShare * res.Looking)
 		next = now.Add(wait)
 		timer.Reset(wait)
 	}

@@ -2,19 +2,14 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -23,17 +18,8 @@ var emulated = []int{64, 128}
 
 // result is what docs/data/fork-log.json holds.
 type result struct {
-	Date     string   `json:"date"`
-	Kernel   string   `json:"kernel"`
-	Arch     string   `json:"arch"`
-	CPUModel string   `json:"cpuModel"`
-	CPUs     int      `json:"possibleCPUs"`
+	benchreport.Machine
 	PageSize int      `json:"pageSize"`
-	Go       string   `json:"go"`
-	CC       string   `json:"cc"`
-	Commit   string   `json:"commit"`
-	Load     string   `json:"loadBefore"`
-	LoadEnd  string   `json:"loadAfter"`
 	Rounds   int      `json:"rounds"`
 	SampleMS int64    `json:"sampleMillis"`
 	Times    []series `json:"times"`
@@ -54,49 +40,26 @@ func main() {
 }
 
 func run(rounds int, sample time.Duration, dataFile, docFile string, render bool) error {
+	var measured benchreport.Result
 	if !render {
 		r, err := measure(rounds, sample)
 		if err != nil {
 			return err
 		}
-		text, err := json.MarshalIndent(r, "", "\t")
-		if err != nil {
-			return err
-		}
-		if err := os.MkdirAll(filepath.Dir(dataFile), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(dataFile, append(text, '\n'), 0o644); err != nil {
-			return err
-		}
+		measured = r
 	}
-	text, err := os.ReadFile(dataFile)
-	if err != nil {
-		return err
-	}
-	var r result
-	if err := json.Unmarshal(text, &r); err != nil {
-		return fmt.Errorf("parse %s: %w", dataFile, err)
-	}
-	page, err := os.ReadFile(docFile)
-	if err != nil {
-		return err
-	}
-	out, err := renew(string(page), r.tables())
-	if err != nil {
-		return fmt.Errorf("%s: %w", docFile, err)
-	}
-	return os.WriteFile(docFile, []byte(out), 0o644)
+	return benchreport.Keep(measured, new(result), dataFile, docFile, "bench-forklog")
 }
 
 func measure(rounds int, sample time.Duration) (*result, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("needs root: the logs need CAP_PERFMON and CAP_NET_ADMIN, and /proc/slabinfo is root's")
 	}
-	cpus, err := possible()
+	machine, err := benchreport.ThisMachine()
 	if err != nil {
 		return nil, err
 	}
+	cpus := machine.CPUs
 	if cpus < 2 || cpus != runtime.NumCPU() || cpus > emulated[0] {
 		return nil, fmt.Errorf("%d possible CPUs, %d to use: needs a machine with 2 to %d, all of them online", cpus, runtime.NumCPU(), emulated[0])
 	}
@@ -131,65 +94,13 @@ func measure(rounds int, sample time.Duration) (*result, error) {
 	}
 	defer fresh.stop()
 
-	r := &result{
-		Date: time.Now().UTC().Format(time.DateOnly), Arch: runtime.GOARCH, CPUs: cpus, PageSize: os.Getpagesize(),
-		CPUModel: lineOf("/proc/cpuinfo", "model name"), Go: runtime.Version(), Rounds: rounds, SampleMS: sample.Milliseconds(),
-		CC: firstLine("gcc", "--version"), Commit: firstLine("git", "rev-parse", "--short", "HEAD"), Load: load(),
-	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return nil, err
-	}
-	r.Kernel = unix.ByteSliceToString(uts.Release[:])
+	r := &result{Machine: machine, PageSize: os.Getpagesize(), Rounds: rounds, SampleMS: sample.Milliseconds()}
 	if r.Memory, err = measureMemory(v, idle, victimCPU, cpus, 5); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
 	if r.Times, err = times(fresh, idle, victimCPU, cpus, rounds, sample); err != nil {
 		return nil, err
 	}
-	r.LoadEnd = load()
+	r.LoadEnd = benchreport.Load()
 	return r, nil
-}
-
-// possible returns how many CPUs the kernel may ever bring online: the events of a log.
-func possible() (int, error) {
-	text, err := os.ReadFile("/sys/devices/system/cpu/possible")
-	if err != nil {
-		return 0, err
-	}
-	var last int
-	if _, err := fmt.Sscanf(string(text), "0-%d", &last); err != nil {
-		return 0, fmt.Errorf("possible CPUs %q: want a range from 0", text)
-	}
-	return last + 1, nil
-}
-
-func lineOf(file, name string) string {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(text)) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-func firstLine(name string, args ...string) string {
-	out, err := exec.Command(name, args...).Output()
-	if err != nil {
-		return "unknown"
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return line
-}
-
-func load() string {
-	text, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	return strings.Join(strings.Fields(string(text))[:3], " ")
 }

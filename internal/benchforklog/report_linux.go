@@ -3,48 +3,10 @@ package main
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
+
+	"github.com/reaper-shim/reaper/internal/benchreport"
 )
-
-const (
-	beginMark = "<!-- begin: written by make bench-forklog -->"
-	endMark   = "<!-- end: written by make bench-forklog -->"
-)
-
-// renew replaces what stands between the marks.
-func renew(page, tables string) (string, error) {
-	head, rest, ok := strings.Cut(page, beginMark)
-	_, tail, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("no place for the tables: want the lines %q and %q", beginMark, endMark)
-	}
-	return head + beginMark + "\n\n" + tables + "\n" + endMark + tail, nil
-}
-
-// quantile of at least one value, interpolated.
-func quantile(values []float64, q float64) float64 {
-	v := slices.Sorted(slices.Values(values))
-	at := q * float64(len(v)-1)
-	i := int(at)
-	if i+1 == len(v) {
-		return v[i]
-	}
-	return v[i] + (at-float64(i))*(v[i+1]-v[i])
-}
-
-func median[T int64 | float64](values []T) float64 {
-	f := make([]float64, len(values))
-	for i, v := range values {
-		f[i] = float64(v)
-	}
-	return quantile(f, 0.5)
-}
-
-// spread writes the median, and in brackets the quartiles.
-func spread(values []float64, digits int) string {
-	return fmt.Sprintf("%.*f (%.*f to %.*f)", digits, quantile(values, 0.5), digits, quantile(values, 0.25), digits, quantile(values, 0.75))
-}
 
 func each(pairs []pair, f func(pair) float64) []float64 {
 	var out []float64
@@ -77,7 +39,8 @@ func bytes(n float64) string {
 	return fmt.Sprintf("%.0f B", n)
 }
 
-func (r *result) tables() string {
+// Tables implements benchreport.Result.
+func (r *result) Tables() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Measured on %s at commit %s: Linux %s, %s, %d CPUs (%s), %s, victim compiled by %s; load average %s before, %s after. "+
 		"%d rounds, %d ms for each measurement. Each cell is the median and, in brackets, the quartiles.\n\n",
@@ -106,8 +69,8 @@ func (r *result) hostTable(b *strings.Builder) {
 		if len(p) == 0 {
 			continue
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | **%s** | %s |\n", row.text, spread(each(p, none), 1), spread(each(p, with), 1),
-			spread(each(p, ratio), 3), spread(s.OpenMS, 2))
+		fmt.Fprintf(b, "| %s | %s | %s | **%s** | %s |\n", row.text, benchreport.Spread(each(p, none), 1), benchreport.Spread(each(p, with), 1),
+			benchreport.Spread(each(p, ratio), 3), benchreport.Spread(s.OpenMS, 2))
 	}
 	b.WriteString("\n")
 }
@@ -134,9 +97,9 @@ func (r *result) ownTable(b *strings.Builder) {
 				continue
 			}
 			if i == 0 {
-				cells = append(cells, spread(each(p, func(p pair) float64 { return p.None / row.per }), 2))
+				cells = append(cells, benchreport.Spread(each(p, func(p pair) float64 { return p.None / row.per }), 2))
 			}
-			cells = append(cells, "+"+spread(each(p, func(p pair) float64 { return (p.With - p.None) / row.per }), 2))
+			cells = append(cells, "+"+benchreport.Spread(each(p, func(p pair) float64 { return (p.With - p.None) / row.per }), 2))
 		}
 		fmt.Fprintf(b, "| %s |\n", strings.ReplaceAll(strings.Join(cells, " | "), "+-", "-"))
 	}
@@ -166,7 +129,7 @@ func (r *result) eventBytes() float64 {
 // contextBytes is what a thread takes besides its events: the rest of what was measured with this machine's CPUs.
 func (r *result) contextBytes() float64 {
 	t := r.Memory.Threads[0]
-	return max(median(t.Slab)-float64(t.Events)*r.eventBytes(), 0)
+	return max(benchreport.Median(t.Slab)-float64(t.Events)*r.eventBytes(), 0)
 }
 
 func (r *result) memoryTables(b *strings.Builder) {
@@ -179,7 +142,7 @@ func (r *result) memoryTables(b *strings.Builder) {
 		"| perf: slab besides, with %d logs | %s |\n"+
 		"| connector: slab while nothing waits, with %d connectors | %s |\n\n",
 		r.CPUs, bytes(rings(r.CPUs)), m.Logs, bytes(float64(m.RingsMapped)), m.Logs, bytes(float64(m.RingsLocked)),
-		m.Logs, bytes(median(m.PerfSlab)), m.Logs, bytes(median(m.ConnSlab)))
+		m.Logs, bytes(benchreport.Median(m.PerfSlab)), m.Logs, bytes(benchreport.Median(m.ConnSlab)))
 	fmt.Fprintf(b, "### Memory of a thread of PID 1 under a perf log\n\nOne perf_event is %d bytes, %d of them share %d pages: %.0f bytes each. "+
 		"What remains is the thread's perf context: %.0f bytes.\n\n"+
 		"| events for each thread | threads | perf_event objects for each thread | slab for each thread, bytes |\n|--:|--:|--:|--:|\n",
@@ -189,7 +152,7 @@ func (r *result) memoryTables(b *strings.Builder) {
 		if t.Events != r.CPUs {
 			how = " (emulated)"
 		}
-		fmt.Fprintf(b, "| %d%s | %d | %s | %s |\n", t.Events, how, t.Threads, spread(t.Objects, 2), spread(t.Slab, 0))
+		fmt.Fprintf(b, "| %d%s | %d | %s | %s |\n", t.Events, how, t.Threads, benchreport.Spread(t.Objects, 2), benchreport.Spread(t.Slab, 0))
 	}
 	fmt.Fprintf(b, "\n### Extrapolated to more CPUs\n\nComputed, not measured: rings of 9 pages, %.0f bytes for each event and %.0f for each thread.\n\n"+
 		"| CPUs | rings of a container | of 100 containers | for each thread of PID 1 | 100 threads | 1000 threads | threads at the cap | memory at the cap |\n"+

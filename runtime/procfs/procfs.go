@@ -1,12 +1,16 @@
 package procfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -26,19 +30,43 @@ var ErrVanished = errors.New("process vanished")
 // ErrNoChildren is returned (wrapped) when the kernel has no children file (CONFIG_PROC_CHILDREN=n).
 var ErrNoChildren = errors.New("kernel built without CONFIG_PROC_CHILDREN")
 
-// FS is a proc(5) file system.
+// FS is a proc(5) file system. Its methods may be called from any goroutine.
 type FS struct {
 	fsys fs.FS
+	dir  string // "/proc/" where the files are read without fsys, with fewer system calls; else ""
 }
 
 // New returns a reader on fsys, the root of a proc file system. Links are read with [fs.ReadLinkFS], which os.DirFS
-// implements.
-func New(fsys fs.FS) *FS { return &FS{fsys: fsys} }
+// implements. The files of os.DirFS("/proc") are read by system calls of our own: a sweep reads thousands of them.
+func New(fsys fs.FS) *FS {
+	p := &FS{fsys: fsys}
+	if direct && fsys == os.DirFS("/proc") {
+		p.dir = "/proc/"
+	}
+	return p
+}
+
+// buffers are for files that are parsed and not kept.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
+
+// read reads a small file. buf may be used for it, and the data are valid only as long as buf is.
+func (p *FS) read(name string, buf []byte) ([]byte, error) {
+	if p.dir != "" {
+		return readDirect(p.dir+name, buf)
+	}
+	return fs.ReadFile(p.fsys, name)
+}
+
+func (p *FS) open(name string) (io.ReadCloser, error) {
+	if p.dir != "" {
+		return openDirect(p.dir + name)
+	}
+	return p.fsys.Open(name)
+}
 
 // Stat reads /proc/<pid>/stat, which speaks for the whole thread group.
 func (p *FS) Stat(pid HostPID) (Stat, error) {
-	name := path.Join(pid.String(), "stat")
-	return parsed(p, name, ParseStat)
+	return parsed(p, pid.String()+"/stat", ParseStat)
 }
 
 // ThreadStat reads /proc/<pid>/task/<tid>/stat, which speaks for one thread.
@@ -48,7 +76,7 @@ func (p *FS) ThreadStat(pid, tid HostPID) (Stat, error) {
 
 // Status reads /proc/<pid>/status: that of the thread group's leader, with the shared pending signals in ShdPnd.
 func (p *FS) Status(pid HostPID) (Status, error) {
-	return parsed(p, path.Join(pid.String(), "status"), ParseStatus)
+	return parsed(p, pid.String()+"/status", ParseStatus)
 }
 
 // ThreadStatus reads /proc/<pid>/task/<tid>/status.
@@ -98,35 +126,72 @@ func (p *FS) PIDs() ([]HostPID, error) {
 // ThreadChildren reads /proc/<pid>/task/<tid>/children: the children, living and zombie, that hang on this thread. The
 // list is not a snapshot: a child missing from one read proves nothing (proc(5)).
 func (p *FS) ThreadChildren(pid, tid HostPID) ([]HostPID, error) {
+	var pids []HostPID
+	err := p.EachChild(pid, tid, func(child HostPID) bool {
+		pids = append(pids, child)
+		return true
+	})
+	return pids, err
+}
+
+// EachChild calls f for each child that ThreadChildren would return, in the kernel's order, which is that in which they came
+// to the thread, until f returns false. It needs the same little memory for any number of them. The kernel finds its place in the
+// list anew for each page of text, some 600 children (fs/proc/array.c, get_children_pid), so that the front of a very long list
+// costs less than its end. f has been called for what came before an error.
+func (p *FS) EachChild(pid, tid HostPID, f func(HostPID) bool) error {
 	name := threadFile(pid, tid, "children")
-	data, err := fs.ReadFile(p.fsys, name)
+	file, err := p.open(name)
 	if err != nil {
 		// Thread alive but file missing: the kernel does not have it.
 		if errors.Is(err, fs.ErrNotExist) {
 			if _, serr := fs.Stat(p.fsys, threadFile(pid, tid, "stat")); serr == nil {
-				return nil, fmt.Errorf("read %s: %w", name, ErrNoChildren)
+				return fmt.Errorf("read %s: %w", name, ErrNoChildren)
 			}
 		}
-		return nil, wrap("read", name, err)
+		return wrap("read", name, err)
 	}
-	return ParseChildren(data)
+	defer file.Close()
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	buf := *b
+	kept := 0 // bytes of a number that the last read cut
+	for {
+		n, err := file.Read(buf[kept:])
+		end := errors.Is(err, io.EOF)
+		if err != nil && !end {
+			return wrap("read", name, err)
+		}
+		data := buf[:kept+n]
+		whole := len(data)
+		if !end {
+			whole = bytes.LastIndexByte(data, ' ') + 1
+		}
+		if whole == 0 && len(data) == len(buf) {
+			return fmt.Errorf("parse %s: children: a number of %d bytes", name, len(buf))
+		}
+		more, perr := eachChild(data[:whole], f)
+		if perr != nil {
+			return fmt.Errorf("parse %s: %w", name, perr)
+		}
+		if end || !more {
+			return nil
+		}
+		kept = copy(buf, data[whole:])
+	}
 }
 
 // Cgroups reads /proc/<pid>/cgroup. Of a zombie only the line of the unified hierarchy (cgroup v2) is true: those of the v1
 // hierarchies say "/" from the moment of its exit (kernel/cgroup/cgroup.c, proc_cgroup_show: PF_EXITING).
 func (p *FS) Cgroups(pid HostPID) ([]Cgroup, error) {
-	return parsed(p, path.Join(pid.String(), "cgroup"), ParseCgroups)
+	return parsed(p, pid.String()+"/cgroup", ParseCgroups)
 }
 
 // Cpuset reads /proc/<pid>/cpuset: the path of the process in the hierarchy of the cpuset controller. On cgroup v1 it is true
 // of zombies as well (kernel/cgroup/cpuset.c, proc_cpuset_show). The file needs CONFIG_PROC_PID_CPUSET.
 func (p *FS) Cpuset(pid HostPID) (string, error) {
-	name := path.Join(pid.String(), "cpuset")
-	data, err := fs.ReadFile(p.fsys, name)
-	if err != nil {
-		return "", wrap("read", name, err)
-	}
-	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), deletedSuffix), nil
+	return parsed(p, pid.String()+"/cpuset", func(data []byte) (string, error) {
+		return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), deletedSuffix), nil
+	})
 }
 
 // PIDNamespace returns the inode number of the PID namespace that the process lives in.
@@ -153,11 +218,14 @@ func parseNSLink(link string) (uint64, error) {
 }
 
 func threadFile(pid, tid HostPID, name string) string {
-	return path.Join(pid.String(), "task", tid.String(), name)
+	return pid.String() + "/task/" + tid.String() + "/" + name
 }
 
+// parsed reads a file and parses it. What parse returns may not refer to the text.
 func parsed[T any](p *FS, name string, parse func([]byte) (T, error)) (T, error) {
-	data, err := fs.ReadFile(p.fsys, name)
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	data, err := p.read(name, *b)
 	if err != nil {
 		var zero T
 		return zero, wrap("read", name, err)

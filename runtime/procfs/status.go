@@ -184,20 +184,34 @@ func parseHex(tok []byte) (uint64, error) {
 // ParseChildren parses a children file: PIDs separated by spaces.
 func ParseChildren(data []byte) ([]HostPID, error) {
 	var pids []HostPID
+	_, err := eachChild(data, func(pid HostPID) bool {
+		pids = append(pids, pid)
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	return pids, nil
+}
+
+// eachChild calls f for each PID until it returns false, and reports whether it did not.
+func eachChild(data []byte, f func(HostPID) bool) (more bool, err error) {
 	for {
 		var tok []byte
 		tok, data = nextField(data)
 		if len(tok) == 0 {
-			return pids, nil
+			return true, nil
 		}
 		pid, err := parsePID(tok)
 		if err != nil {
-			return nil, fmt.Errorf("children: %w", err)
+			return false, fmt.Errorf("children: %w", err)
 		}
 		if pid <= 0 {
-			return nil, fmt.Errorf("children: pid %d: want a positive number", pid)
+			return false, fmt.Errorf("children: pid %d: want a positive number", pid)
 		}
-		pids = append(pids, pid)
+		if !f(pid) {
+			return false, nil
+		}
 	}
 }
 

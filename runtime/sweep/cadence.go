@@ -17,18 +17,31 @@ const (
 	DefaultNear = 250 * time.Millisecond
 	DefaultFar  = 500 * time.Millisecond
 	minimum     = 20 * time.Millisecond
+	// lookShare is the part of one CPU, as 1/n, that sweeps may take that find nothing to do; dueShare while zombies are waited
+	// for.
+	lookShare = 10
+	dueShare  = 3
 )
 
 // Next returns the time to wait after a sweep with this result.
 func (c *Cadence) Next(r Result, now time.Time) time.Duration {
-	switch {
-	case r.Zombies > 0:
+	if r.More {
 		c.current = c.Near
-		// Not later than the moment at which a candidate is due, but not at once either: more than one may fall due.
-		if !r.NextDue.IsZero() {
-			return min(max(r.NextDue.Sub(now), minimum), c.Near)
-		}
-	case c.current == 0:
+		return 0
+	}
+	share := time.Duration(lookShare)
+	wait := c.next(r)
+	// Not later than the moment at which a candidate is due, but not at once either: more than one may fall due.
+	if r.Zombies > 0 && !r.NextDue.IsZero() {
+		share = dueShare
+		wait = min(max(r.NextDue.Sub(now), minimum), wait)
+	}
+	return max(wait, (share-1)*r.Looking)
+}
+
+func (c *Cadence) next(r Result) time.Duration {
+	switch {
+	case r.Zombies > 0, c.current == 0:
 		c.current = c.Near
 	default:
 		c.current = min(2*c.current, c.Far)

@@ -25,6 +25,11 @@ func TestCadence(t *testing.T) {
 		{false, Result{Zombies: 1, NextDue: now.Add(-time.Second)}, minimum},
 		{false, Result{Zombies: 1, NextDue: now.Add(time.Hour)}, 250 * time.Millisecond},
 		{false, Result{}, 500 * time.Millisecond},
+		// A storm is looked at again at once, and a look that took long is not soon repeated in vain.
+		{false, Result{Zombies: 9999, More: true, Looking: time.Second}, 0},
+		{false, Result{Zombies: 9999, Looking: time.Second}, 9 * time.Second},
+		{false, Result{Zombies: 9999, Looking: time.Second, NextDue: now}, 2 * time.Second},
+		{false, Result{Zombies: 9999, Looking: 20 * time.Millisecond}, 250 * time.Millisecond},
 	} {
 		if step.reset {
 			c.Reset()

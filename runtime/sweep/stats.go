@@ -27,6 +27,11 @@ type Stats struct {
 	Vanished uint64 // adopted zombies that PID 1 reaped itself
 	// ReapedUnproven and ReapedOwn are the part of Reaped that no rule had proven to be orphans, or that PID 1 had forked.
 	ReapedUnproven, ReapedOwn uint64
+	// LogDecided are the zombies, reaped or not, that nothing but the fork log gave a verdict of its own: adopted, or not adopted
+	// as another rule says.
+	LogDecided uint64
+	// Companions are the living processes in the session of PID 1 besides it, as of the last walk through the containers.
+	Companions int
 	// Grace is the grace period in force: that of the configuration, or a longer one that was learned.
 	Grace    time.Duration
 	Threads  int    // of PID 1
@@ -65,13 +70,17 @@ type Orphan struct {
 	Comm      string       // as the process called itself
 	Status    int          // wait(2) status
 	FirstSeen time.Time    // as a zombie; it died at most one sweep earlier
-	Cgroup    string       // see ContainerPath
+	Cgroup    string       // see ContainerPath; "" while no other container shares the namespace (SetShared)
 }
 
 // Result is the outcome of one sweep.
 type Result struct {
 	Reaped  []Orphan
 	Zombies int // below PID 1 now
+	// More: there is more to be done at once. This sweep has ended at one of its limits, and not in vain.
+	More bool
+	// Looking is how long it took to read and judge, in which nobody was stopped.
+	Looking time.Duration
 	// NextDue is when the grace period of the next candidate ends; zero when there is none.
 	NextDue time.Time
 	// Declined says why the Reaper declined a whole request; its zero value: it did not.

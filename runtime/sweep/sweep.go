@@ -1,8 +1,10 @@
 package sweep
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sort"
 	"time"
@@ -45,18 +47,43 @@ type Config struct {
 	BootTicks func() uint64
 }
 
-// Limits of one sweep.
+// limits bound the work of a sweep and the memory of a Sweeper.
+type limits struct {
+	// look is how many children are looked at in one sweep, at some 12 µs each. What is left is looked at in the next, which comes
+	// at once if there was something new.
+	look int
+	// tracked bounds the memory for zombies, some 200 bytes each. useless is the part of it for those that nobody may reap: what
+	// is beyond is counted and not remembered, or they would be in the way of others for ever.
+	tracked, useless int
+	// verify zombies that are known already are looked at again in each sweep, if they were not for verifyEvery, or, where there are
+	// not more, for verifyFew: on the list of children only their number says that they are still the same. The tracer makes sure
+	// of it before it touches one.
+	verify int
+}
+
+var defaultLimits = limits{look: 8192, tracked: 32768, useless: 24576, verify: 1024}
+
+// More limits of one sweep.
 const (
 	// fullEvery is the interval of the sweeps that read what changes seldom or matters only to the statistics.
 	fullEvery = 10 * time.Second
-	// maxBatch is the number of zombies asked for in one attach.
-	maxBatch = 256
+
+	verifyEvery = 10 * time.Second
+	verifyFew   = 200 * time.Millisecond
+
+	// maxBatch and minBatch bound the number of zombies asked for in one attach. In between it is what fits in maxStop: the
+	// tracer's checks of those that it does not come to would be for nothing.
+	maxBatch = tracer.MaxBatch
+	minBatch = 8
+	newBatch = 64
 	// maxStop is the time that PID 1 may be stopped in one attach.
 	maxStop = 5 * time.Millisecond
-	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach.
-	restFactor = 4
-	// maxAttaches of one sweep; what is left waits for the next.
-	maxAttaches = 64
+	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach; while more than one attach
+	// can do is due it is only hurryFactor, in quarters: still more than it is stopped for.
+	restFactor  = 4
+	hurryFactor = 5
+	// maxReap is how long a sweep goes on with its attaches before it reports.
+	maxReap = 500 * time.Millisecond
 	// walkShare is the part of one CPU, as 1/n, that the walks for rule L may take.
 	walkShare = 200
 	// maxSightings bounds the memory of rule L per namespace.
@@ -68,40 +95,64 @@ const (
 
 	retryFirst = 200 * time.Millisecond
 	retryMax   = 5 * time.Second
+	// What comes from PID 1 being at work is over in a moment.
+	quickFirst = 20 * time.Millisecond
+	quickMax   = 500 * time.Millisecond
+	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long.
+	quickTries = 3
+	quickWait  = time.Millisecond
 )
-
-type key struct {
-	pid       procfs.HostPID
-	startTime uint64
-}
 
 // zombie is one zombie child of PID 1, from its first sight on.
 type zombie struct {
-	stat      procfs.Stat
-	nspid     procfs.NSPID
-	firstSeen time.Time
-	judgement lineage.Judgement
-	seen      bool           // in the running sweep
+	pid       procfs.HostPID
+	startTime uint64
+	session   procfs.HostPID
 	thread    procfs.HostPID // of PID 1, on whose list it was found
-	tried     bool           // an attempt to have it reaped ended without an answer
+	comm      string
+	status    int          // wait(2)
+	nspid     procfs.NSPID // 0: not read yet
+	firstSeen time.Time
+	checked   time.Time // last seen as this process, not just as a number
 	retryAt   time.Time
 	retryWait time.Duration
+	judgement lineage.Judgement
+	number    uint64 // in the order in which they were found, which is the kernel's
+	round     uint32 // of the last look that found it on a list
+	tried     bool   // an attempt to have it reaped ended without an answer
+	useless   bool   // nobody may reap it
 }
 
 // Sweeper watches one PID namespace. It is not safe for concurrent use; a single goroutine owns it.
 type Sweeper struct {
 	cfg       Config
+	limits    limits
 	level     int // index in NSpid of the namespace
 	cgroups   []*Cgroup
-	zombies   map[key]*zombie
+	shared    bool
+	zombies   map[procfs.HostPID]*zombie
+	useless   int // of these, nobody may reap
 	sightings *lineage.Sightings
-	known     map[procfs.HostPID]struct{} // sighted at the last walk and still listed then
+	known     map[procfs.HostPID]bool // sighted at the last walk and still listed then; whether in the session of PID 1
 	forks     ForkLog
 	grace     time.Duration // cfg.Grace, or what was learned
 
 	nextFull, nextWalk time.Time
 	retryAt            time.Time // of whole requests
 	retryWait          time.Duration
+
+	round   uint32
+	numbers uint64    // given to zombies
+	fresh   []*zombie // found in this look
+	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
+	removed int       // from the list since, by us or by PID 1
+	// surplus counts the zombies that are not remembered, counting those that this pass over the list has met.
+	surplus, counting surplus
+
+	batch     int           // zombies asked for in the next attach
+	perZombie time.Duration // of the time that PID 1 is stopped
+	quick     int           // times that it was tried again at once
+	restUntil time.Time     // by the machine's clock
 
 	stats    Stats
 	declined Declined // in this sweep
@@ -122,10 +173,12 @@ func New(cfg Config) (*Sweeper, error) {
 	}
 	s := &Sweeper{
 		cfg:       cfg,
+		limits:    defaultLimits,
 		level:     status.Level(),
-		zombies:   make(map[key]*zombie),
+		zombies:   make(map[procfs.HostPID]*zombie),
+		batch:     newBatch,
 		sightings: lineage.NewSightings(maxSightings),
-		known:     make(map[procfs.HostPID]struct{}),
+		known:     make(map[procfs.HostPID]bool),
 		grace:     cfg.Grace,
 	}
 	s.stats.Refusals = make(map[tracer.Reason]uint64)
@@ -135,6 +188,9 @@ func New(cfg Config) (*Sweeper, error) {
 // SetCgroups names the cgroups of the containers that share the namespace, that of PID 1 first. They are where rule L looks
 // for living processes and where processes are counted; without any the sweep does without.
 func (s *Sweeper) SetCgroups(cgroups []*Cgroup) { s.cgroups = cgroups }
+
+// SetShared says whether several containers share the namespace, so that it has to be found out whose an orphan was.
+func (s *Sweeper) SetShared(shared bool) { s.shared = shared }
 
 // SetForkLog names the fork log of PID 1, nil for none.
 func (s *Sweeper) SetForkLog(log ForkLog) { s.forks = log }
@@ -159,17 +215,23 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	if full {
 		s.nextFull = now.Add(fullEvery)
 	}
-	if err := s.look(leader, full, now); err != nil {
+	began := s.cfg.Now()
+	complete, err := s.look(leader, full, now)
+	if err != nil {
 		return Result{}, err
 	}
+	found := len(s.fresh)
+	s.judge(leader)
 	s.walk(full, now)
 
-	var res Result
-	res.Reaped = s.reap(ctx)
+	res := Result{Looking: s.cfg.Now().Sub(began)}
+	var left bool
+	res.Reaped, left = s.reap(ctx)
+	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
 	res.Declined = s.declined
-	res.Zombies = len(s.zombies)
 	res.NextDue = s.nextDue()
 	s.count(full)
+	res.Zombies = s.stats.Own + s.stats.Adopted + s.stats.Unproven
 	res.Changed = changed(before, s.stats)
 	return res, nil
 }
@@ -191,62 +253,106 @@ func (s *Sweeper) init() (procfs.Stat, error) {
 
 func leaderAlive(st procfs.Stat) bool { return st.State != procfs.StateZombie }
 
-// look brings s.zombies up to date with the children lists of PID 1.
-func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) error {
+// surplus counts zombies that are not remembered, by verdict and by rules.
+type surplus struct {
+	verdicts [lineage.Adopted + 1]int
+	rules    map[lineage.Rules]int
+}
+
+// look brings s.zombies up to date with the children lists of PID 1. complete says that it got to the end of them.
+func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete bool, err error) {
 	init := s.cfg.Init.PID
-	for _, z := range s.zombies {
-		z.seen = false
-	}
+	s.round++
+	s.fresh = s.fresh[:0]
 	threads := []procfs.HostPID{init}
 	// While the leader lives adopted children hang on it (B1 in the design's attacks); what hangs on other threads is
 	// PID 1's own and only counted. Once it has exited any thread may hold them.
 	if leader.NumThreads > 1 && (full || !leaderAlive(leader)) {
-		var err error
 		if threads, err = s.cfg.Proc.Threads(init); err != nil {
-			return ignoreVanished(err)
+			return true, ignoreVanished(err)
 		}
 	}
+	var (
+		at      = 0
+		skip    = max(0, s.cursor-s.removed)
+		budget  = s.limits.look
+		verify  = s.limits.verify
+		again   = verifyEvery
+		stopped = false
+	)
+	if len(s.zombies) <= s.limits.verify {
+		again = verifyFew
+	}
+	if skip == 0 {
+		s.counting = surplus{rules: make(map[lineage.Rules]int)}
+	}
+	child := func(pid, tid procfs.HostPID) bool {
+		at++
+		z := s.zombies[pid]
+		switch {
+		case z != nil:
+			z.round = s.round
+			if verify == 0 || now.Sub(z.checked) < again {
+				return true
+			}
+			verify--
+		case at <= skip:
+			return true
+		case budget == 0 || len(s.zombies) >= s.limits.tracked:
+			stopped = true
+			return false
+		default:
+			budget--
+		}
+		s.child(pid, tid, now)
+		return true
+	}
 	for _, tid := range threads {
-		children, err := s.cfg.Proc.ThreadChildren(init, tid)
+		err := s.cfg.Proc.EachChild(init, tid, func(pid procfs.HostPID) bool { return child(pid, tid) })
 		if errors.Is(err, procfs.ErrNoChildren) {
-			if children, err = s.scanChildren(); err != nil {
-				return err
+			children, err := s.scanChildren()
+			if err != nil {
+				return false, err
 			}
-			tid = 0 // which thread they hang on is not known
-			threads = nil
-		}
-		if err != nil {
-			if errors.Is(err, procfs.ErrVanished) {
-				continue
+			for _, pid := range children {
+				if !child(pid, 0) { // which thread they hang on is not known
+					break
+				}
 			}
-			return err
+			break
 		}
-		for _, pid := range children {
-			s.child(pid, tid, now)
+		if err != nil && !errors.Is(err, procfs.ErrVanished) {
+			return false, err
 		}
-		if threads == nil {
+		if stopped {
 			break
 		}
 	}
+	s.removed = 0
+	if stopped {
+		s.cursor = at - 1
+		return false, nil
+	}
+	s.cursor = 0
+	s.surplus = s.counting
 	// Absence from one read of a children list proves nothing (proc(5)): ask for each.
-	for k, z := range s.zombies {
-		if z.seen {
+	for _, z := range s.zombies {
+		if z.round == s.round {
 			continue
 		}
-		st, err := s.cfg.Proc.Stat(k.pid)
-		if err == nil && st.StartTime == k.startTime && !st.Vanishing() && st.PPID == init {
+		st, err := s.cfg.Proc.Stat(z.pid)
+		if err == nil && st.StartTime == z.startTime && !st.Vanishing() && st.PPID == init {
 			continue
 		}
 		s.vanished(z)
-		s.forget(k)
 	}
-	s.judge(leader)
-	return nil
+	return true, nil
 }
 
-// vanished notes that a zombie is gone without us. A PID 1 that collects what it adopted may do so on purpose, and a little
+// vanished forgets a zombie that is gone without us. A PID 1 that collects what it adopted may do so on purpose, and a little
 // later the next time.
 func (s *Sweeper) vanished(z *zombie) {
+	s.forget(z)
 	if z.judgement.Verdict != lineage.Adopted {
 		return
 	}
@@ -256,29 +362,49 @@ func (s *Sweeper) vanished(z *zombie) {
 	}
 }
 
-// judge gives every zombie its verdict. The fork log is brought up to date after all of them were seen: only then does its
-// silence mean something.
+// judge gives the zombies that this look has found their verdicts, which they keep: nothing can be learned of a dead process
+// later. The fork log is brought up to date after all of them were seen: only then does its silence mean something.
 func (s *Sweeper) judge(leader procfs.Stat) {
-	if s.forks != nil && len(s.zombies) > 0 {
+	if s.forks != nil && len(s.fresh) > 0 {
 		s.forks.Sync()
 	}
-	for k, z := range s.zombies {
+	for _, z := range s.fresh {
+		if s.zombies[z.pid] != z {
+			continue // met twice, and the number had a new owner
+		}
 		e := lineage.Evidence{
 			Init:        s.cfg.Init,
 			LeaderAlive: leaderAlive(leader),
-			PID:         k.pid,
-			Session:     z.stat.Session,
+			PID:         z.pid,
+			Session:     z.session,
 			Thread:      z.thread,
-			SeenUnder:   s.sightings.Parent(k.pid, k.startTime),
+			SeenUnder:   s.sightings.Parent(z.pid, z.startTime),
 		}
 		if s.forks != nil {
-			e.Fork = s.forks.Lookup(k.pid, k.startTime)
+			e.Fork = s.forks.Lookup(z.pid, z.startTime)
 		}
-		j := lineage.Judge(e)
-		if j.Contradiction && !z.judgement.Contradiction {
+		z.judgement = lineage.Judge(e)
+		if j := z.judgement; j.Rules == lineage.RuleForkLog && j.Verdict == lineage.Adopted || j.Contradiction && e.Fork == lineage.ForkedByInit {
+			s.stats.LogDecided++
+		}
+		if z.judgement.Contradiction {
 			s.stats.Contradictions++
 		}
-		z.judgement = j
+		if _, ok := s.dueAt(z); ok && s.cfg.Reaper != nil {
+			continue
+		}
+		if s.useless < s.limits.useless {
+			z.useless = true
+			s.useless++
+			continue
+		}
+		delete(s.zombies, z.pid)
+		to := &s.counting
+		if s.cursor == 0 { // the pass has just ended, and its count is in force already
+			to = &s.surplus
+		}
+		to.verdicts[z.judgement.Verdict]++
+		to.rules[z.judgement.Rules]++
 	}
 }
 
@@ -291,26 +417,25 @@ func ignoreVanished(err error) error {
 
 // child looks at one child of PID 1, found on the list of thread tid (0: unknown), and tracks it if it is a zombie.
 func (s *Sweeper) child(pid, tid procfs.HostPID, now time.Time) {
+	z := s.zombies[pid]
 	st, err := s.cfg.Proc.Stat(pid)
+	if z != nil {
+		if err == nil && st.StartTime == z.startTime && !st.Vanishing() && st.PPID == s.cfg.Init.PID {
+			z.checked = now
+			return
+		}
+		s.vanished(z)
+	}
 	if err != nil || !st.Zombie() || st.Vanishing() || st.PPID != s.cfg.Init.PID {
 		return
 	}
-	k := key{pid, st.StartTime}
-	z := s.zombies[k]
-	if z == nil {
-		status, err := s.cfg.Proc.Status(pid)
-		if err != nil {
-			return
-		}
-		// The number that PID 1 knows it by is the one at PID 1's own level: a zombie of a nested namespace has more.
-		nspid, ok := status.At(s.level)
-		if !ok {
-			return
-		}
-		z = &zombie{nspid: nspid, firstSeen: now}
-		s.zombies[k] = z
+	z = &zombie{
+		pid: pid, startTime: st.StartTime, session: st.Session, thread: tid, comm: st.Comm, status: st.ExitCode,
+		firstSeen: now, checked: now, round: s.round, number: s.numbers,
 	}
-	z.stat, z.seen, z.thread = st, true, tid
+	s.numbers++
+	s.zombies[pid] = z
+	s.fresh = append(s.fresh, z)
 }
 
 // scanChildren finds the children of PID 1 without children files, by a pass over all of /proc.
@@ -331,23 +456,36 @@ func (s *Sweeper) walk(full bool, now time.Time) {
 		return
 	}
 	pids := s.procs()
-	known := make(map[procfs.HostPID]struct{}, len(pids))
+	known := make(map[procfs.HostPID]bool, len(pids))
+	companions := 0
 	for _, pid := range pids {
 		if pid == s.cfg.Init.PID {
 			continue
 		}
 		// Once sighted, a process stays proven: read it again only in full sweeps, in case its PID changed hands.
-		if _, ok := s.known[pid]; ok && !full {
-			known[pid] = struct{}{}
+		if companion, ok := s.known[pid]; ok && !full {
+			known[pid] = companion
+			if companion {
+				companions++
+			}
 			continue
 		}
 		ticks := s.cfg.BootTicks()
 		st, err := s.cfg.Proc.Stat(pid)
-		if err == nil && s.sightings.Saw(st, ticks, s.cfg.Init.PID) {
-			known[pid] = struct{}{}
+		if err != nil {
+			continue
+		}
+		// Where PID 1 leads no session that is known, rule S is silent and everybody is one.
+		companion := !st.Zombie() && (!s.cfg.Init.SessionLeader || st.Session == s.cfg.Init.PID)
+		if companion {
+			companions++
+		}
+		if s.sightings.Saw(st, ticks, s.cfg.Init.PID) {
+			known[pid] = companion
 		}
 	}
 	s.known = known
+	s.stats.Companions = companions
 	s.nextWalk = now.Add(walkShare * s.cfg.Now().Sub(now))
 }
 
@@ -371,12 +509,12 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 			continue
 		}
 		// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on.
-		if ticks < z.stat.StartTime+lineage.MinTicks {
+		if ticks < z.startTime+lineage.MinTicks {
 			continue
 		}
 		out = append(out, z)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].firstSeen.Before(out[j].firstSeen) })
+	slices.SortFunc(out, func(a, b *zombie) int { return cmp.Compare(a.number, b.number) })
 	return out
 }
 
@@ -396,10 +534,11 @@ func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
 		return at, false
 	}
 	at = z.firstSeen.Add(age)
-	for _, t := range []time.Time{z.retryAt, s.retryAt} {
-		if t.After(at) {
-			at = t
-		}
+	if z.retryAt.After(at) {
+		at = z.retryAt
+	}
+	if s.retryAt.After(at) {
+		at = s.retryAt
 	}
 	return at, true
 }
@@ -417,73 +556,108 @@ func (s *Sweeper) nextDue() time.Time {
 	return next
 }
 
-// reap has all that is due reaped, in as many attaches as that takes, with room for PID 1 to run between them.
-func (s *Sweeper) reap(ctx context.Context) []Orphan {
+// reap has what is due reaped, in as many attaches as that takes, with room for PID 1 to run between them. left says that some
+// of it was not come to.
+func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	if s.cfg.Reaper == nil {
-		return nil
+		return nil, false
 	}
-	var reaped []Orphan
-	for range maxAttaches {
-		batch := s.due(s.cfg.Now(), s.cfg.BootTicks())
-		if len(batch) == 0 || ctx.Err() != nil {
-			break
+	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
+	end := time.Now().Add(maxReap)
+	s.quick = 0
+	for n := 0; len(due) > 0 && ctx.Err() == nil; n++ {
+		if n > 0 && !time.Now().Before(end) {
+			return reaped, true
 		}
 		if len(s.cgroups) > 0 && s.cgroups[0].Frozen() {
-			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen")
+			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen", retryFirst, retryMax)
 			break
 		}
-		if len(batch) > maxBatch {
-			batch = batch[:maxBatch]
+		size := min(len(due), s.batch)
+		batch := due[:size:size]
+		req, orphans := s.prepare(batch)
+		if len(req.Zombies) == 0 {
+			due = due[size:]
+			continue
 		}
-		orphans, report, ok := s.attach(ctx, batch)
-		reaped = append(reaped, orphans...)
+		if wait := time.Until(s.restUntil); wait > 0 {
+			select {
+			case <-ctx.Done():
+				return reaped, true
+			case <-time.After(wait):
+			}
+		}
+		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
+		reaped = append(reaped, got...)
 		if !ok {
 			break
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(restFactor * report.Stopped):
-		}
+		// What it did not come to is the first of the next batch.
+		due = due[size-len(undone):]
+		copy(due, undone)
 	}
-	return reaped
+	return reaped, false
 }
 
-// attach asks the Reaper for one batch. ok says whether it makes sense to go on with the next.
-func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan, report tracer.Report, ok bool) {
+// prepare makes the request for a batch. It moves those that take part to its front and forgets those that have vanished, and
+// reads what cannot be read any more once they are reaped.
+func (s *Sweeper) prepare(batch []*zombie) (tracer.Request, []Orphan) {
 	req := tracer.Request{
 		PID:       s.cfg.Init.PID,
 		StartTime: s.cfg.InitStartTime,
 		MaxStop:   maxStop,
-		Zombies:   make([]tracer.Zombie, len(batch)),
+		Zombies:   make([]tracer.Zombie, 0, len(batch)),
 	}
-	orphans := make([]Orphan, len(batch))
-	for i, z := range batch {
-		req.Zombies[i] = tracer.Zombie{PID: z.stat.PID, StartTime: z.stat.StartTime, NSPID: z.nspid}
-		// Read now what cannot be read any more once it is reaped.
-		orphans[i] = Orphan{
-			PID: z.stat.PID, NSPID: z.nspid, Comm: z.stat.Comm, Status: z.stat.ExitCode,
-			FirstSeen: z.firstSeen, Cgroup: ContainerPath(s.cfg.Proc, z.stat.PID),
+	orphans := make([]Orphan, 0, len(batch))
+	for _, z := range batch {
+		if z.nspid == 0 {
+			status, err := s.cfg.Proc.Status(z.pid)
+			if errors.Is(err, procfs.ErrVanished) {
+				s.vanished(z)
+				continue
+			}
+			// The number that PID 1 knows it by is the one at PID 1's own level: a zombie of a nested namespace has more. If it
+			// is that of a new owner of the PID, the tracer sees its start time.
+			nspid, ok := status.At(s.level)
+			if err != nil || !ok {
+				z.retryAt, z.retryWait = s.backOff(z.retryWait, retryFirst, retryMax)
+				continue
+			}
+			z.nspid = nspid
 		}
+		o := Orphan{PID: z.pid, NSPID: z.nspid, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen}
+		if s.shared {
+			o.Cgroup = ContainerPath(s.cfg.Proc, z.pid)
+		}
+		batch[len(orphans)] = z
+		orphans = append(orphans, o)
+		req.Zombies = append(req.Zombies, tracer.Zombie{PID: z.pid, StartTime: z.startTime, NSPID: z.nspid})
 	}
+	return req, orphans
+}
+
+// attach asks the Reaper for one batch. undone is what it did not come to, and ok says whether it makes sense to go on now.
+// more says that this batch is not all that is due.
+func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombie, orphans []Orphan, more bool) (
+	reaped []Orphan, undone []*zombie, ok bool) {
 	report, err := s.cfg.Reaper.Reap(ctx, req)
 	if err != nil {
 		for _, z := range batch {
 			z.tried = true
 		}
-		s.refuse(tracer.ReasonInternal, err.Error())
-		return nil, report, false
+		s.refuse(tracer.ReasonInternal, err.Error(), retryFirst, retryMax)
+		return nil, nil, false
 	}
 	if report.Attached {
 		s.stats.Attaches++
 		s.stats.LongestStop = max(s.stats.LongestStop, report.Stopped)
+		rest := restFactor * report.Stopped
+		if more {
+			rest = hurryFactor * report.Stopped / 4
+		}
+		s.restUntil = time.Now().Add(rest)
 	}
-	if report.Reason == "" {
-		s.retryAt, s.retryWait = time.Time{}, 0
-	} else {
-		s.refuse(report.Reason, report.Detail)
-	}
-
-	progress := false
+	undone = batch[:0]
 	for i, r := range report.Results {
 		z := batch[i]
 		switch r.Outcome {
@@ -496,49 +670,101 @@ func (s *Sweeper) attach(ctx context.Context, batch []*zombie) (reaped []Orphan,
 				s.stats.ReapedUnproven++
 			}
 			reaped = append(reaped, orphans[i])
-			s.forget(key{z.stat.PID, z.stat.StartTime})
-			progress = true
+			s.forget(z)
 		case tracer.Vanished:
 			s.vanished(z)
-			s.forget(key{z.stat.PID, z.stat.StartTime})
 		case tracer.Refused:
 			s.stats.Refusals[r.Reason]++
-			z.retryAt, z.retryWait = s.backOff(z.retryWait)
+			z.retryAt, z.retryWait = s.backOff(z.retryWait, retryFirst, retryMax)
 		case tracer.Left:
 			// The batch or the stop's budget was used up: it stays due.
+			undone = append(undone, z)
 		}
 	}
-	return reaped, report, progress && report.Reason == ""
+	done := len(report.Results) - len(undone)
+	switch {
+	case report.Reason == "":
+		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
+		s.fit(report.Stopped, done)
+	case report.Reason == tracer.ReasonSignal && len(reaped) > 0:
+		// A signal came for PID 1, which was let go for it. That is no refusal: under a busy leak most attaches end with the
+		// SIGCHLD of the next orphan. As many as came before it are a good guess for the next time.
+		s.stats.Refusals[report.Reason]++
+		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
+		s.batch = max(minBatch, min(s.batch, 2*done))
+		return reaped, undone, true
+	case transient(report.Reason) && s.quick < quickTries:
+		s.stats.Refusals[report.Reason]++
+		s.batch = max(minBatch, s.batch/2)
+		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
+			s.restUntil = until
+		}
+		s.quick++
+		return reaped, undone, true
+	default:
+		first, longest := retryFirst, retryMax
+		if transient(report.Reason) {
+			first, longest = quickFirst, quickMax
+		}
+		s.refuse(report.Reason, report.Detail, first, longest)
+		s.batch = max(minBatch, s.batch/2)
+	}
+	return reaped, undone, len(reaped) > 0 && report.Reason == ""
+}
+
+// fit makes the next batch as large as a stop allows, going by the last ones, and never more than twice the last.
+func (s *Sweeper) fit(stopped time.Duration, done int) {
+	if done == 0 || stopped <= 0 {
+		return
+	}
+	per := max(stopped/time.Duration(done), time.Microsecond)
+	if s.perZombie > 0 {
+		per = (3*s.perZombie + per) / 4
+	}
+	s.perZombie = per
+	// A little more than fits, so that it can turn out to be faster.
+	s.batch = max(minBatch, min(maxBatch, 2*s.batch, int(maxStop*5/4/per)))
+}
+
+// transient reports whether a reason comes from what PID 1 does at the moment.
+func transient(r tracer.Reason) bool {
+	return r == tracer.ReasonBusy || r == tracer.ReasonSignal || r == tracer.ReasonSigchldPending
 }
 
 // refuse notes that a whole request was refused and puts the next one off.
-func (s *Sweeper) refuse(reason tracer.Reason, detail string) {
+func (s *Sweeper) refuse(reason tracer.Reason, detail string, first, longest time.Duration) {
 	s.declined = Declined{reason, detail}
 	s.stats.Refusals[reason]++
-	s.retryAt, s.retryWait = s.backOff(s.retryWait)
+	s.retryAt, s.retryWait = s.backOff(s.retryWait, first, longest)
 }
 
 // backOff doubles the wait after each refusal: what made it is often gone after a moment (a busy PID 1), and asking costs
 // little, but must not become a load.
-func (s *Sweeper) backOff(wait time.Duration) (at time.Time, next time.Duration) {
-	if wait == 0 {
-		wait = retryFirst
-	} else {
-		wait = min(2*wait, retryMax)
-	}
+func (s *Sweeper) backOff(wait, first, longest time.Duration) (at time.Time, next time.Duration) {
+	wait = min(max(first, 2*wait), longest)
 	return s.cfg.Now().Add(wait), wait
 }
 
-func (s *Sweeper) forget(k key) {
-	delete(s.zombies, k)
-	s.sightings.Forget(k.pid, k.startTime)
+// forget drops a zombie that has left the list of children.
+func (s *Sweeper) forget(z *zombie) {
+	if s.zombies[z.pid] != z {
+		return
+	}
+	delete(s.zombies, z.pid)
+	s.sightings.Forget(z.pid, z.startTime)
+	s.removed++
+	if z.useless {
+		s.useless--
+	}
 }
 
 // count brings the gauges of s.stats up to date.
 func (s *Sweeper) count(full bool) {
 	st := &s.stats
-	st.Own, st.Adopted, st.Unproven, st.Oldest = 0, 0, 0, 0
+	v := s.surplus.verdicts
+	st.Own, st.Adopted, st.Unproven, st.Oldest = v[lineage.Own], v[lineage.Adopted], v[lineage.Unproven], 0
 	st.Rules = make(map[lineage.Rules]int)
+	maps.Copy(st.Rules, s.surplus.rules)
 	st.Grace = s.grace
 	now := s.cfg.Now()
 	for _, z := range s.zombies {
@@ -573,7 +799,7 @@ func (s *Sweeper) held() (int, []Holder) {
 	// pids.current counts every thread, zombies included: where the living and the zombies that are known make it up,
 	// there is nothing to look for.
 	if st := s.stats; st.PIDsCurrent > 0 {
-		tasks := int64(len(s.zombies))
+		tasks := int64(st.Own + st.Adopted + st.Unproven)
 		for _, pid := range pids {
 			if p, err := s.cfg.Proc.Stat(pid); err == nil {
 				tasks += int64(p.NumThreads)

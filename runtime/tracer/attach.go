@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/reaper-shim/reaper/runtime/procfs"
@@ -14,6 +15,9 @@ const (
 	// stopWait is for a stop that a parked thread makes at once: longer means that it is in uninterruptible sleep
 	// (vfork(2), a hung file system) or gets no CPU time.
 	stopWait = 50 * time.Millisecond
+	// backWait is for a thread that goes once through user mode: longer means that it is frozen. On a busy machine it may
+	// have to wait for its turn, and it is not us who holds it.
+	backWait = 200 * time.Millisecond
 	// swapWait is for the exit of waitid(WNOHANG), which waits for locks of the kernel at most. Letting go before would
 	// leave PID 1 with the result of a call that it did not make.
 	swapWait = time.Second
@@ -28,10 +32,34 @@ const maxSignals = 256
 // maxScrubs is how many SIGSTOPs from inside are taken out at the end of an attach.
 const maxScrubs = 8
 
+// allSignals is a mask of all of them. The kernel leaves SIGKILL and SIGSTOP out of it (PTRACE_SETSIGMASK in ptrace(2)).
+const (
+	allSignals  = ^procfs.SignalSet(0)
+	unblockable = procfs.SignalSet(1<<(sigKill-1) | 1<<(sigStop-1))
+)
+
+// options are what a worker gives to all its attaches.
+type options struct {
+	journal *Journal
+	// exitStop has registers restored at the exit stop of waitid; without, that is done where the pin is delivered.
+	exitStop bool
+	// For tests: hook is told of every step of the swap; unpinned does it without pin and mask.
+	hook     func(step string)
+	unpinned bool
+}
+
+func (o *options) step(name string) {
+	if o.hook != nil {
+		o.hook(name)
+	}
+}
+
 var (
 	errGone  = errors.New("the thread is gone")
 	errStuck = errors.New("the thread did not stop in time")
 	errPerm  = errors.New("ptrace is not permitted")
+
+	errAtSyscall = errors.New("a syscall stop came first")
 )
 
 // Which syscall stop PTRACE_GET_SYSCALL_INFO says it is (include/uapi/linux/ptrace.h).
@@ -52,16 +80,19 @@ type syscallInfo struct {
 type sigInfo struct {
 	code int32
 	pid  int32 // sender's PID in the receiver's namespace; 0 if it has none there
+	mark bool  // queued with our value
 }
+
+// Codes of signals (sigaction(2)).
+const (
+	siUser   = 0
+	siTkill  = -6
+	siKernel = 0x80
+)
 
 // fromOutside reports whether the signal was sent from an ancestor of the receiver's PID namespace, or by the kernel. Codes
 // below zero other than SI_TKILL can be forged by any sender (rt_sigqueueinfo(2)); they count as inside.
 func (s sigInfo) fromOutside() bool {
-	const (
-		siUser   = 0
-		siTkill  = -6
-		siKernel = 0x80
-	)
 	return s.code == siKernel || (s.code == siUser || s.code == siTkill) && s.pid == 0
 }
 
@@ -83,7 +114,11 @@ type tracee interface {
 	suspendSeccomp(on bool) error
 	sigInfo() (sigInfo, error)
 	// pendingStops counts the SIGSTOPs in the queues of thread and process by where they came from.
-	pendingStops() (inside, outside int, err error)
+	pendingStops() (ours, inside, outside int, err error)
+	// pin makes a SIGSTOP pending for the thread. It bears our mark.
+	pin() error
+	mask() (procfs.SignalSet, error)
+	setMask(m procfs.SignalSet) error
 	detach(sig int) error
 	// sendCont sends SIGCONT to the process, traced or not.
 	sendCont() error
@@ -120,6 +155,7 @@ type plan struct {
 // attach is the state of one attach. Everything it needs between the swap of a call and its restoration is in here, so that
 // nothing is allocated there.
 type attach struct {
+	options
 	t   tracee
 	f   facts
 	p   plan
@@ -129,16 +165,20 @@ type attach struct {
 	stopped  time.Time // when the thread was first seen stopped
 	released bool      // detached, or gone
 
-	entry  registers // as they were at the first syscall-entry stop
-	code   int64     // the restart code of the interrupted call
-	call   call      // the interrupted call
-	resume registers // entry, such that the kernel's signal path restarts the call: legal at every stop but an entry
-	back   registers // entry, such that the thread re-executes the call by itself
-	swap   registers // scratch
+	own    procfs.SignalSet // the signals that the thread blocks
+	entry  registers        // as they were at the first syscall-entry stop
+	code   int64            // the restart code of the interrupted call
+	call   call             // the interrupted call
+	resume registers        // entry, such that the kernel's signal path restarts the call: legal at every stop but an entry
+	back   registers        // entry, such that the thread re-executes the call by itself
+	swap   registers        // scratch
 
 	inFlight   int  // the zombie that the thread is waiting for right now, or -1
 	filtered   bool // the thread has a seccomp filter
 	rewinding  bool // the registers are those of back: the signal path must not see them
+	pinned     bool // our SIGSTOP is pending
+	masked     bool // the thread blocks every signal
+	owedCont   bool // our SIGSTOP has removed a SIGCONT that PID 1 would have noticed
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
 	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
@@ -174,9 +214,11 @@ func (a *attach) run() {
 		a.rep.Reason, a.rep.Detail = ReasonInternal, err.Error()
 	}
 	if a.rep.Attached && !a.released {
-		// An unexpected error. The registers are legal at every step but the swap itself, which restores them on its
-		// own error path. If even this fails, the end of the process lets go.
-		if err := a.letGo(0); err != nil && !errors.Is(err, errGone) {
+		// An unexpected error. Without a pin the registers are legal. With one, or if even this fails, the end of the
+		// process lets go, and the journal says what is left to be done.
+		if a.pinned || a.masked {
+			a.rep.Reason = ReasonTimeout
+		} else if err := a.letGo(0); err != nil && !errors.Is(err, errGone) {
 			a.rep.Reason = ReasonTimeout
 		}
 	}
@@ -185,6 +227,9 @@ func (a *attach) run() {
 	}
 	if a.rep.Attached && a.rep.Reason != ReasonVanished && a.rep.Reason != ReasonTimeout {
 		a.undoStop()
+		if a.owedCont {
+			_ = a.t.sendCont()
+		}
 	}
 }
 
@@ -292,6 +337,8 @@ func (a *attach) untilEventStop(d time.Duration) error {
 		switch s.kind {
 		case stopEvent:
 			return nil
+		case stopSyscall:
+			return errAtSyscall
 		case stopSignal:
 			sig, err := a.signal(s.sig)
 			if err != nil {
@@ -313,7 +360,9 @@ func (a *attach) surprise(s stop) error {
 		return err
 	}
 	if s.kind == stopGroup {
-		a.otherStop = !a.insideStop
+		if !a.insideStop {
+			a.noteOtherStop()
+		}
 		return no(ReasonStopped, "by signal %d", s.sig)
 	}
 	return no(ReasonInternal, "unexpected %v", s)
@@ -346,7 +395,7 @@ func (a *attach) signal(sig int) (resume int, err error) {
 			return 0, fmt.Errorf("look at SIGSTOP: %w", err)
 		}
 		if info.fromOutside() {
-			a.otherStop = true
+			a.noteOtherStop()
 			return end("delivered")
 		}
 		a.insideStop = true
@@ -410,13 +459,18 @@ func (a *attach) toEntry() error {
 		if err := a.t.syscall(sig); err != nil {
 			return fmt.Errorf("resume to the syscall-entry stop: %w", err)
 		}
-		s, err := a.wait(stopWait)
+		s, err := a.wait(backWait)
 		if errors.Is(err, errStuck) {
 			// Frozen in the meantime, most likely: a frozen thread still makes event stops.
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
-			if err := a.untilEventStop(stopWait); err != nil {
+			err := a.untilEventStop(stopWait)
+			if errors.Is(err, errAtSyscall) {
+				// Only slow. The interrupt is still to come.
+				a.atEntry()
+				return a.leaveEntry(no(ReasonBusy, "thread %d took its time", a.p.tid))
+			} else if err != nil {
 				return err
 			}
 			return a.leave(no(ReasonFrozen, "thread %d did not come back to its system call", a.p.tid))
@@ -426,7 +480,7 @@ func (a *attach) toEntry() error {
 		}
 		switch s.kind {
 		case stopSyscall:
-			a.rewinding = false
+			a.atEntry()
 			return nil
 		case stopEvent: // a SIGCONT that PID 1 had no use for
 			if err := a.legal(); err != nil {
@@ -444,6 +498,13 @@ func (a *attach) toEntry() error {
 			return a.surprise(s)
 		}
 	}
+}
+
+// atEntry notes that the thread has been in user mode and is at an entry stop: every SIGSTOP that was pending for it has
+// been shown on the way.
+func (a *attach) atEntry() {
+	a.rewinding, a.pinned = false, false
+	a.journal.pin(false)
 }
 
 // legal makes sure that the registers are good for the kernel's signal path: with those of back a signal's handler would
@@ -498,9 +559,16 @@ func (a *attach) checkEntry() error {
 	if sigchldPending(st, a.p.blocked) {
 		return no(ReasonSigchldPending, "at the syscall-entry stop")
 	}
+	if pnd := st.SigPnd | st.ShdPnd; pnd.Has(sigCont) && (st.SigCgt | st.SigBlk | a.p.blocked).Has(sigCont) {
+		return no(ReasonSignal, "SIGCONT is pending, and the pin would remove it") // prepare_signal() in kernel/signal.c
+	}
 	if st.Seccomp == procfs.SeccompStrict {
 		return no(ReasonSeccompStrict, "thread %d", a.p.tid)
 	}
+	if a.own, err = a.t.mask(); err != nil {
+		return fmt.Errorf("get signal mask: %w", err)
+	}
+	a.journal.arm(&parked, &a.entry, &a.resume, a.own)
 	a.filtered = st.Seccomp != procfs.SeccompDisabled
 	return nil
 }
@@ -512,7 +580,7 @@ func sigchldPending(st procfs.Status, blocked procfs.SignalSet) bool {
 
 // batch reaps one zombie after the other, beginning at the syscall-entry stop, and lets go.
 func (a *attach) batch() error {
-	atEntry := true // else at the exit stop of the last waitid, with the registers of resume
+	atEntry := true // else past the last waitid, with the registers of resume or back
 	var last time.Duration
 	for i, todo := range a.p.todo {
 		if !todo {
@@ -532,7 +600,7 @@ func (a *attach) batch() error {
 				return err
 			}
 		}
-		tried, err := a.reap(i)
+		tried, err := a.reap(i, slices.Contains(a.p.todo[i+1:], true))
 		if err != nil && !tried {
 			return a.leaveEntry(err)
 		}
@@ -548,12 +616,15 @@ func (a *attach) batch() error {
 	return a.leaveExit()
 }
 
-// reenter brings the thread from the exit stop of waitid to the entry stop of its own call.
+// reenter brings the thread from where reap has left it to the entry stop of its own call.
 func (a *attach) reenter() error {
-	if err := a.t.setRegs(&a.back); err != nil {
-		return fmt.Errorf("rewind: %w", err)
+	// Where restoreAtExit holds, the kernel has taken the result of resume for what it says: it restarts the call.
+	if !a.rewinding && (a.unpinned || !a.exitStop) {
+		if err := a.t.setRegs(&a.back); err != nil {
+			return fmt.Errorf("rewind: %w", err)
+		}
+		a.rewinding = true
 	}
-	a.rewinding = true
 	if err := a.toEntry(); err != nil {
 		return err
 	}
@@ -571,9 +642,14 @@ func (a *attach) reenter() error {
 	return nil
 }
 
-// reap makes the thread wait for zombie i. tried says that waitid has run: the thread is at its exit stop, with registers
-// that restart its own call. Otherwise it is at the entry stop, untouched.
-func (a *attach) reap(i int) (tried bool, err error) {
+// reap makes the thread wait for zombie i. tried says that waitid has run: the thread is then past it, with registers and
+// mask that are good for letting go. Otherwise it is at the entry stop with its own call. more says that this is not the
+// last.
+//
+// From the pin to the restoration the thread has registers and a signal mask that are not its own. If the tracer dies then,
+// the SIGSTOP stops it before it executes an instruction: SIGSTOP cannot be blocked, and since everything else is, no
+// handler's frame is built from the wrong registers either. The journal says how to go on.
+func (a *attach) reap(i int, more bool) (tried bool, err error) {
 	// Only now, and only until the exit stop: PID 1 executes nothing of its own in between. Set at the attach, it would
 	// let PID 1 run without its filter until the first stop.
 	if a.filtered {
@@ -583,33 +659,63 @@ func (a *attach) reap(i int) (tried bool, err error) {
 			return false, no(ReasonSeccompFilter, "suspend: %v", err)
 		}
 	}
+	if err := a.fix(a.p.reapers[i]); err != nil {
+		return false, err
+	}
+	if a.p.threads > 1 {
+		// Another thread may have reaped it since we looked, and its number may have a new owner.
+		if why := a.f.zombie(i, true); why != "" {
+			a.refuse(i, why)
+			return false, nil
+		}
+	}
 	nr, args := waitidCall(int(a.p.reapers[i]))
 	a.swap = a.entry.withCall(nr, args)
 	if err := a.t.setRegs(&a.swap); err != nil {
 		return false, errors.Join(fmt.Errorf("swap in waitid: %w", err), a.unswap())
 	}
-	if a.p.threads > 1 {
-		// Another thread may have reaped it since we looked, and its number may have a new owner.
-		if why := a.f.zombie(i, true); why != "" {
-			if err := a.unswap(); err != nil {
-				return false, err
-			}
-			a.refuse(i, why)
-			return false, nil
-		}
-	}
+	a.step("swapped")
 	a.inFlight = i
-	if err := a.t.syscall(0); err != nil {
+	atExit := a.exitStop || a.unpinned
+	run := a.t.cont // up to the delivery of the pin: one stop for two purposes
+	if atExit {
+		run = a.t.syscall
+	}
+	if err := run(0); err != nil {
 		a.inFlight = -1
 		return false, errors.Join(fmt.Errorf("run waitid: %w", err), a.unswap())
 	}
+	a.step("running")
 	s, err := a.wait(swapWait)
 	if err != nil {
 		return true, fmt.Errorf("wait for the exit of waitid: %w", err)
 	}
-	info, ierr := a.t.syscallInfo()
-	if err := a.t.setRegs(&a.resume); err != nil { // errGone: killed at its exit stop
+	a.step("waited")
+	var value int64
+	var info syscallInfo
+	var ierr error
+	if atExit {
+		info, ierr = a.t.syscallInfo()
+		value = info.value
+	} else {
+		ierr = a.t.getRegs(&a.swap)
+		value = a.swap.result()
+	}
+	next := &a.resume
+	if more && !atExit {
+		next = &a.back
+	}
+	if err := a.t.setRegs(next); err != nil { // errGone: killed meanwhile
 		return true, fmt.Errorf("restore registers: %w", err)
+	}
+	a.rewinding = next == &a.back
+	a.step("restored")
+	ended, err := a.unpin(s)
+	if err != nil {
+		return true, err
+	}
+	if err := a.unmask(); err != nil {
+		return true, err
 	}
 	if a.filtered {
 		if err := a.t.suspendSeccomp(false); err != nil {
@@ -617,17 +723,137 @@ func (a *attach) reap(i int) (tried bool, err error) {
 		}
 	}
 	if ierr != nil {
-		return true, fmt.Errorf("get syscall info: %w", ierr)
+		return true, fmt.Errorf("look at the result of waitid: %w", ierr)
 	}
-	if s.kind != stopSyscall || info.op != opExit {
+	if a.unpinned && (s.kind != stopSyscall || info.op != opExit) {
 		return true, a.surprise(s)
 	}
-	a.judge(i, info.value)
+	if !atExit && a.swap.nr() != nr {
+		return true, fmt.Errorf("call %d where waitid was expected, at %v", a.swap.nr(), s)
+	}
+	a.judge(i, value)
 	a.inFlight = -1
+	if ended != nil {
+		return true, ended()
+	}
 	return true, nil
 }
 
-// unswap puts the thread's own call back at the entry stop.
+// fix pins the thread at the entry stop and blocks its signals.
+func (a *attach) fix(nspid procfs.NSPID) error {
+	a.step("entry")
+	if a.unpinned {
+		return nil
+	}
+	a.journal.aim(nspid)
+	if !a.pinned {
+		a.journal.pin(true)
+		a.step("journalled")
+		if err := a.t.pin(); errors.Is(err, errGone) {
+			return err
+		} else if err != nil {
+			a.journal.pin(false)
+			return no(ReasonNoPermission, "send SIGSTOP: %v", err)
+		}
+		a.pinned = true
+		a.step("pinned")
+	}
+	if !a.masked {
+		if err := a.t.setMask(allSignals); err != nil {
+			return fmt.Errorf("block signals: %w", err)
+		}
+		a.masked = true
+		a.step("masked")
+	}
+	return nil
+}
+
+func (a *attach) unmask() error {
+	if !a.masked {
+		return nil
+	}
+	if err := a.t.setMask(a.own); err != nil {
+		return fmt.Errorf("restore signal mask: %w", err)
+	}
+	a.masked = false
+	a.step("unmasked")
+	return nil
+}
+
+// unpin takes the pin back, beginning at stop s behind a call, with registers that are the thread's own. It ends at the
+// pin's signal-delivery stop, where resuming without a signal drops it, or at a stop that came instead. Should the tracer
+// die before it resumes the thread, the SIGSTOP is delivered (see thread.wait), and the process stops: the journal says that
+// it was us.
+//
+// ended is what to do, once the mask is restored, if the attach cannot go on.
+func (a *attach) unpin(s stop) (ended func() error, err error) {
+	for a.pinned {
+		switch {
+		case s.kind == stopSignal && s.sig == sigStop:
+			info, err := a.t.sigInfo()
+			if err != nil {
+				return nil, fmt.Errorf("look at SIGSTOP: %w", err)
+			}
+			a.pinned = false
+			switch {
+			case a.ours(info):
+			case a.p.isInit && !info.fromOutside():
+				a.insideStop = true
+			default:
+				// A SIGSTOP for this very thread was pending, and the kernel keeps one of each.
+				a.noteOtherStop()
+				return func() error {
+					if err := a.letGo(sigStop); err != nil {
+						return err
+					}
+					return no(ReasonSignal, "signal %d: delivered", sigStop)
+				}, nil
+			}
+			return nil, nil
+		case s.kind == stopGroup:
+			// The pin stays where it is: the SIGCONT that ends the group stop removes it.
+			a.pinned = false
+			return func() error { return a.surprise(s) }, nil
+		case s.kind == stopEvent:
+			// A SIGCONT. It has removed the pin, or the pin has removed it.
+			ours, _, _, err := a.t.pendingStops()
+			if err != nil {
+				return nil, fmt.Errorf("look at pending signals: %w", err)
+			}
+			if a.signals++; ours == 0 {
+				a.pinned = false
+				return nil, nil
+			}
+			if st, err := a.f.thread(); err == nil && !(st.SigPnd | st.ShdPnd).Has(sigCont) && (st.SigCgt | a.own).Has(sigCont) {
+				a.owedCont = true
+			}
+		case s.kind == stopSyscall && a.exitStop:
+		default:
+			return nil, fmt.Errorf("%w: unexpected %v before the pin", errStuck, s)
+		}
+		if err := a.t.cont(0); err != nil {
+			return nil, fmt.Errorf("resume to the delivery of the pin: %w", err)
+		}
+		if s, err = a.wait(swapWait); err != nil {
+			return nil, fmt.Errorf("wait for the delivery of the pin: %w", err)
+		}
+	}
+	return nil, nil
+}
+
+// ours reports whether the SIGSTOP that is being delivered is the pin. If the user that PID 1 runs as has used up
+// RLIMIT_SIGPENDING, the kernel forgets what came with a signal and says SI_USER (__send_signal_locked(), collect_signal()
+// in kernel/signal.c); a real one of these is queued for the process and comes after the thread's own.
+func (a *attach) ours(info sigInfo) bool {
+	return info.mark || info.code == siUser && info.pid == 0
+}
+
+func (a *attach) noteOtherStop() {
+	a.otherStop = true
+	a.journal.foreignStop()
+}
+
+// unswap puts the thread's own call back at the entry stop. Pin and mask stay.
 func (a *attach) unswap() error {
 	if err := a.t.setRegs(&a.entry); err != nil {
 		return fmt.Errorf("restore registers: %w", err)
@@ -732,16 +958,40 @@ func (a *attach) leaveEntry(why error) error {
 			return fmt.Errorf("resume seccomp: %w", err)
 		}
 	}
-	if err := a.toEventStop(0); err != nil {
+	if !a.pinned {
+		if err := a.toEventStop(0); err != nil {
+			return err
+		}
+		return a.leave(why)
+	}
+	// The pin is what interrupts the call.
+	if err := a.t.cont(0); err != nil {
+		return fmt.Errorf("resume to the delivery of the pin: %w", err)
+	}
+	s, err := a.wait(swapWait)
+	if err != nil {
+		return fmt.Errorf("wait for the delivery of the pin: %w", err)
+	}
+	ended, err := a.unpin(s)
+	if err != nil {
 		return err
+	}
+	if err := a.unmask(); err != nil {
+		return err
+	}
+	if ended != nil {
+		if err := a.repair(); err != nil {
+			return err
+		}
+		return ended()
 	}
 	return a.leave(why)
 }
 
-// leaveExit lets go at the exit stop of waitid, with the registers of resume in place. The detach sends the thread through
+// leaveExit lets go past waitid, with the registers of resume or back in place. The detach sends the thread through
 // the kernel's signal path (__ptrace_unlink() kicks it), which restarts the call or ends it with EINTR for a handler.
 func (a *attach) leaveExit() error {
-	inside, _, err := a.t.pendingStops()
+	_, inside, _, err := a.t.pendingStops()
 	if err != nil {
 		return fmt.Errorf("look at pending signals: %w", err)
 	}
@@ -773,12 +1023,12 @@ func (a *attach) scrub() error {
 		return nil
 	}
 	for range maxScrubs {
-		inside, outside, err := a.t.pendingStops()
+		_, inside, outside, err := a.t.pendingStops()
 		if err != nil {
 			return fmt.Errorf("look at pending signals: %w", err)
 		}
 		if outside > 0 {
-			a.otherStop = true
+			a.noteOtherStop()
 			return nil
 		}
 		if inside == 0 {
@@ -827,6 +1077,14 @@ func (a *attach) scrub() error {
 func (a *attach) letGo(sig int) error {
 	if err := a.legal(); err != nil {
 		return err
+	}
+	if a.p.isInit {
+		// The last moment at which one from outside can be told from one from inside, for undoStop.
+		_, _, outside, err := a.t.pendingStops()
+		if err != nil {
+			return fmt.Errorf("look at pending signals: %w", err)
+		}
+		a.otherStop = a.otherStop || outside > 0
 	}
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)

@@ -28,6 +28,11 @@ type fakeTracee struct {
 	pending    []int // answers of pendingStops (inside), the last one for ever
 	suspendErr error
 	seizeErr   error
+	pinErr     error
+	pinned     bool // a pin was sent and not shown
+	unpinAt    int  // the stop, counted from 1, by which the pin is gone without having been shown
+	waits      int
+	masked     bool
 }
 
 // fakeStop is one answer of wait: a stop with the registers and syscall info that go with it, or an error.
@@ -36,6 +41,8 @@ type fakeStop struct {
 	err  error
 	regs *registers // nil: as they were written
 	info syscallInfo
+	pin  bool // the delivery of the pin
+	ran  bool // a call has ended, with the result of info
 }
 
 func (f *fakeTracee) note(format string, args ...any) {
@@ -63,9 +70,15 @@ func (f *fakeTracee) wait(time.Duration) (stop, error) {
 		return stop{}, f.at.err
 	}
 	f.note("<%v>", f.at.stop)
+	if f.waits++; f.at.pin || f.waits == f.unpinAt {
+		f.pinned = false
+	}
 	f.running = f.at.stop.kind == stopGone
 	if f.at.regs != nil {
 		f.regs = *f.at.regs
+	}
+	if f.at.ran {
+		f.regs.Rax = uint64(f.at.info.value)
 	}
 	return f.at.stop, nil
 }
@@ -122,6 +135,12 @@ func (f *fakeTracee) detach(sig int) error {
 	if d := f.describe(&f.regs); strings.HasPrefix(d, "waitid") || d == "garbage" || d == "rewound" {
 		f.t.Errorf("detached with registers %q", d)
 	}
+	if f.masked {
+		f.t.Error("detached with signals blocked")
+	}
+	if f.pinned && f.at.stop.kind != stopGroup {
+		f.t.Error("detached with a pin that will stop the process")
+	}
 	return f.resume("detach", sig)
 }
 
@@ -134,18 +153,55 @@ func (f *fakeTracee) suspendSeccomp(on bool) error {
 	return nil
 }
 
-func (f *fakeTracee) sigInfo() (sigInfo, error) { return f.stopInfo, nil }
+func (f *fakeTracee) sigInfo() (sigInfo, error) {
+	if f.at.pin {
+		return sigInfo{code: siQueue, mark: true}, nil
+	}
+	return f.stopInfo, nil
+}
 
-func (f *fakeTracee) pendingStops() (inside, outside int, err error) {
+func (f *fakeTracee) pendingStops() (ours, inside, outside int, err error) {
 	f.needStopped("pendingStops")
+	if f.pinned {
+		ours = 1
+	}
 	if len(f.pending) == 0 {
-		return 0, 0, nil
+		return ours, 0, 0, nil
 	}
 	inside = f.pending[0]
 	if len(f.pending) > 1 {
 		f.pending = f.pending[1:]
 	}
-	return inside, 0, nil
+	return ours, inside, 0, nil
+}
+
+func (f *fakeTracee) pin() error {
+	f.needStopped("pin")
+	f.note("pin")
+	f.pinned = f.pinErr == nil
+	return f.pinErr
+}
+
+// ownMask is what the thread blocks.
+const ownMask = procfs.SignalSet(0x4000)
+
+func (f *fakeTracee) mask() (procfs.SignalSet, error) {
+	f.needStopped("mask")
+	return ownMask, nil
+}
+
+func (f *fakeTracee) setMask(m procfs.SignalSet) error {
+	f.needStopped("setMask")
+	switch m {
+	case allSignals:
+		f.note("mask all")
+	case ownMask:
+		f.note("mask own")
+	default:
+		f.note("mask %#x", uint64(m))
+	}
+	f.masked = m != ownMask
+	return nil
 }
 
 type fakeFacts struct {
@@ -197,8 +253,20 @@ func TestAttachSequences(t *testing.T) {
 		r.Rax = uint64(enosys)
 		return fakeStop{stop: stop{kind: stopSyscall}, regs: &r, info: syscallInfo{op: opEntry, arch: auditArch, nr: r.nr()}}
 	}
+	// waited is the end of waitid, where the pin is shown.
+	waited := func(value int64) fakeStop {
+		return fakeStop{stop: stop{kind: stopSignal, sig: sigStop}, info: syscallInfo{value: value}, pin: true, ran: true}
+	}
 	exit := func(value int64) fakeStop {
-		return fakeStop{stop: stop{kind: stopSyscall}, info: syscallInfo{op: opExit, arch: auditArch, value: value}}
+		return fakeStop{stop: stop{kind: stopSyscall}, info: syscallInfo{op: opExit, arch: auditArch, value: value}, ran: true}
+	}
+	// notified is the end of waitid when a SIGCONT came.
+	notified := func(value int64) fakeStop {
+		return fakeStop{stop: stop{kind: stopEvent}, info: syscallInfo{value: value}, ran: true}
+	}
+	// shown is the delivery of the pin in another call.
+	shown := func(r registers) fakeStop {
+		return fakeStop{stop: stop{kind: stopSignal, sig: sigStop}, regs: &r, pin: true}
 	}
 	signal := func(sig int) fakeStop { return fakeStop{stop: stop{kind: stopSignal, sig: sig}} }
 	group := fakeStop{stop: stop{kind: stopGroup, sig: sigStop}}
@@ -215,9 +283,12 @@ func TestAttachSequences(t *testing.T) {
 
 	const (
 		toEntry  = "seize interrupt <event stop> syscall 0 <syscall stop> "
-		reapTwo  = "set waitid 2 syscall 0 <syscall stop> set restart -512 "
-		reapFive = "set waitid 5 syscall 0 <syscall stop> set restart -512 "
-		reenter  = "set rewound syscall 0 <syscall stop> "
+		fix      = "pin mask all "
+		pinStop  = "<signal-delivery stop (signal 19)> "
+		reapTwo  = fix + "set waitid 2 cont 0 " + pinStop + "set restart -512 mask own "
+		nextTwo  = fix + "set waitid 2 cont 0 " + pinStop + "set rewound mask own " // more to come
+		reapFive = fix + "set waitid 5 cont 0 " + pinStop + "set restart -512 mask own "
+		reenter  = "syscall 0 <syscall stop> "
 	)
 	tests := []struct {
 		name    string
@@ -227,35 +298,37 @@ func TestAttachSequences(t *testing.T) {
 		zombies int // 1 or 2: the numbers 2 and 5
 		threads int
 		notInit bool
-		tune    func(f *fakeTracee, p *plan, facts *fakeFacts)
-		want    string // the log
-		reason  Reason
-		results []Outcome
+		// as in options
+		exitStop, unpinned bool
+		tune               func(f *fakeTracee, p *plan, facts *fakeFacts)
+		want               string // the log
+		reason             Reason
+		results            []Outcome
 	}{
 		{
 			name: "one zombie", parked: futex,
-			stops:   []fakeStop{event(futex), entry(futex), exit(0)},
+			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
 			want:    toEntry + reapTwo + "detach 0",
 			results: []Outcome{Reaped},
 		},
 		{
 			name: "two zombies", parked: futex, zombies: 2,
-			stops:   []fakeStop{event(futex), entry(futex), exit(0), entry(futex), exit(0)},
-			want:    toEntry + reapTwo + reenter + reapFive + "detach 0",
+			stops:   []fakeStop{event(futex), entry(futex), waited(0), entry(futex), waited(0)},
+			want:    toEntry + nextTwo + reenter + reapFive + "detach 0",
 			results: []Outcome{Reaped, Reaped},
 		},
 		{
 			name: "a call with a restart block ends on the same code", parked: nanosleep, zombies: 1,
-			stops:   []fakeStop{event(nanosleep), entry(nanosleep), exit(0)},
-			want:    toEntry + "set waitid 2 syscall 0 <syscall stop> set restart -516 detach 0",
+			stops:   []fakeStop{event(nanosleep), entry(nanosleep), waited(0)},
+			want:    toEntry + fix + "set waitid 2 cont 0 " + pinStop + "set restart -516 mask own detach 0",
 			results: []Outcome{Reaped},
 		},
 		{
 			name: "the seccomp filter is off from entry to exit stop only", parked: futex, zombies: 2,
 			status: &procfs.Status{Seccomp: procfs.SeccompFilter, State: procfs.StateSleeping},
-			stops:  []fakeStop{event(futex), entry(futex), exit(0), entry(futex), exit(0)},
-			want: toEntry + "suspend true set waitid 2 syscall 0 <syscall stop> set restart -512 suspend false " +
-				reenter + "suspend true set waitid 5 syscall 0 <syscall stop> set restart -512 suspend false detach 0",
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), entry(futex), waited(0)},
+			want: toEntry + "suspend true " + nextTwo + "suspend false " +
+				reenter + "suspend true " + reapFive + "suspend false detach 0",
 			results: []Outcome{Reaped, Reaped},
 		},
 		{
@@ -275,14 +348,14 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "ignored signals are passed on", parked: futex,
-			stops:   []fakeStop{signal(sigChld), event(futex), signal(sigWinch), entry(futex), exit(0)},
+			stops:   []fakeStop{signal(sigChld), event(futex), signal(sigWinch), entry(futex), waited(0)},
 			want:    "seize interrupt <signal-delivery stop (signal 17)> cont 17 <event stop> syscall 0 <signal-delivery stop (signal 28)> syscall 28 <syscall stop> " + reapTwo + "detach 0",
 			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { f.regs = futex },
 			results: []Outcome{Reaped},
 		},
 		{
 			name: "a deadly signal is passed on to init, which it does not hurt", parked: futex,
-			stops:   []fakeStop{event(futex), signal(15), entry(futex), exit(0)},
+			stops:   []fakeStop{event(futex), signal(15), entry(futex), waited(0)},
 			want:    "seize interrupt <event stop> syscall 0 <signal-delivery stop (signal 15)> syscall 15 <syscall stop> " + reapTwo + "detach 0",
 			results: []Outcome{Reaped},
 		},
@@ -294,20 +367,20 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "a signal on the way back to the entry stop sees restartable registers", parked: futex, zombies: 2, status: &usr1Caught,
-			stops:  []fakeStop{event(futex), entry(futex), exit(0), signal(int(unix.SIGUSR1))},
-			want:   toEntry + reapTwo + "set rewound syscall 0 <signal-delivery stop (signal 10)> set restart -512 detach 10",
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), signal(int(unix.SIGUSR1))},
+			want:   toEntry + nextTwo + "syscall 0 <signal-delivery stop (signal 10)> set restart -512 detach 10",
 			reason: ReasonSignal, results: []Outcome{Reaped, Left},
 		},
 		{
 			name: "an ignored signal on the way back", parked: futex, zombies: 2,
-			stops:   []fakeStop{event(futex), entry(futex), exit(0), signal(sigChld), entry(futex), exit(0)},
-			want:    toEntry + reapTwo + "set rewound syscall 0 <signal-delivery stop (signal 17)> set restart -512 syscall 17 <syscall stop> " + reapFive + "detach 0",
+			stops:   []fakeStop{event(futex), entry(futex), waited(0), signal(sigChld), entry(futex), waited(0)},
+			want:    toEntry + nextTwo + "syscall 0 <signal-delivery stop (signal 17)> set restart -512 syscall 17 <syscall stop> " + reapFive + "detach 0",
 			results: []Outcome{Reaped, Reaped},
 		},
 		{
 			name: "SIGSTOP from inside is dropped", parked: futex,
 			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { f.stopInfo = sigInfo{pid: 7} },
-			stops:   []fakeStop{event(futex), signal(sigStop), entry(futex), exit(0)},
+			stops:   []fakeStop{event(futex), signal(sigStop), entry(futex), waited(0)},
 			want:    "seize interrupt <event stop> syscall 0 <signal-delivery stop (signal 19)> syscall 0 <syscall stop> " + reapTwo + "detach 0",
 			results: []Outcome{Reaped},
 		},
@@ -322,14 +395,14 @@ func TestAttachSequences(t *testing.T) {
 			tune: func(f *fakeTracee, p *plan, facts *fakeFacts) {
 				f.stopInfo, f.pending = sigInfo{pid: 7}, []int{1, 1, 0}
 			},
-			stops:   []fakeStop{event(futex), entry(futex), exit(0), again, signal(sigStop), again},
+			stops:   []fakeStop{event(futex), entry(futex), waited(0), again, signal(sigStop), again},
 			want:    toEntry + reapTwo + "interrupt cont 0 <event stop> cont 0 <signal-delivery stop (signal 19)> interrupt cont 0 <event stop> detach 0",
 			results: []Outcome{Reaped},
 		},
 		{
 			name: "SIGSTOP slips in at the detach", parked: futex,
 			status:  &procfs.Status{State: procfs.StateStopped},
-			stops:   []fakeStop{event(futex), entry(futex), exit(0)},
+			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
 			want:    toEntry + reapTwo + "detach 0 SIGCONT",
 			results: []Outcome{Reaped},
 		},
@@ -343,8 +416,8 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "group stop on the way back", parked: futex, zombies: 2,
-			stops:  []fakeStop{event(futex), entry(futex), exit(0), group},
-			want:   toEntry + reapTwo + "set rewound syscall 0 <group stop (signal 19)> set restart -512 detach 0",
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), group},
+			want:   toEntry + nextTwo + "syscall 0 <group stop (signal 19)> set restart -512 detach 0",
 			reason: ReasonStopped, results: []Outcome{Reaped, Left},
 		},
 		{
@@ -355,15 +428,21 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "frozen on the way back", parked: futex, zombies: 2,
-			stops:  []fakeStop{event(futex), entry(futex), exit(0), stuck, again},
-			want:   toEntry + reapTwo + "set rewound syscall 0 the thread did not stop in time interrupt <event stop> set restart -512 detach 0",
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), stuck, again},
+			want:   toEntry + nextTwo + "syscall 0 the thread did not stop in time interrupt <event stop> set restart -512 detach 0",
 			tune:   func(f *fakeTracee, p *plan, facts *fakeFacts) {},
 			reason: ReasonFrozen, results: []Outcome{Reaped, Left},
 		},
 		{
+			name: "slow on the way back", parked: futex, zombies: 2,
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), stuck, entry(futex), event(futex)},
+			want:   toEntry + nextTwo + "syscall 0 the thread did not stop in time interrupt <syscall stop> interrupt cont 0 <event stop> detach 0",
+			reason: ReasonBusy, results: []Outcome{Reaped, Left},
+		},
+		{
 			name: "execve by another thread kills it after waitid", parked: futex,
 			stops:  []fakeStop{event(futex), entry(futex), gone, gone},
-			want:   toEntry + "set waitid 2 syscall 0 <gone> <gone>",
+			want:   toEntry + fix + "set waitid 2 cont 0 <gone> <gone>",
 			reason: ReasonBusy, results: []Outcome{Reaped},
 		},
 		{
@@ -377,7 +456,7 @@ func TestAttachSequences(t *testing.T) {
 			name: "execve by another thread kills it before waitid", parked: futex,
 			tune:   func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.there = map[int]bool{0: true} },
 			stops:  []fakeStop{event(futex), entry(futex), gone, gone},
-			want:   toEntry + "set waitid 2 syscall 0 <gone> <gone>",
+			want:   toEntry + fix + "set waitid 2 cont 0 <gone> <gone>",
 			reason: ReasonBusy, results: []Outcome{Left},
 		},
 		{
@@ -400,14 +479,14 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "endless epoll_wait goes on", parked: epoll,
-			stops:   []fakeStop{event(epoll), entry(epoll), exit(0)},
-			want:    "seize interrupt <event stop> set restart -514 syscall 0 <syscall stop> set waitid 2 syscall 0 <syscall stop> set restart -514 detach 0",
+			stops:   []fakeStop{event(epoll), entry(epoll), waited(0)},
+			want:    "seize interrupt <event stop> set restart -514 syscall 0 <syscall stop> " + fix + "set waitid 2 cont 0 " + pinStop + "set restart -514 mask own detach 0",
 			results: []Outcome{Reaped},
 		},
 		{
 			name: "epoll_wait with a time-out ends with EINTR", parked: epollFin,
-			stops:   []fakeStop{event(epollFin), entry(epollFin), exit(0)},
-			want:    "seize interrupt <event stop> set restart -514 syscall 0 <syscall stop> set waitid 2 syscall 0 <syscall stop> set restart -4 detach 0",
+			stops:   []fakeStop{event(epollFin), entry(epollFin), waited(0)},
+			want:    "seize interrupt <event stop> set restart -514 syscall 0 <syscall stop> " + fix + "set waitid 2 cont 0 " + pinStop + "set restart -4 mask own detach 0",
 			results: []Outcome{Reaped},
 		},
 		{
@@ -427,20 +506,89 @@ func TestAttachSequences(t *testing.T) {
 		{
 			name: "another thread reaps while the call is swapped", parked: futex, zombies: 2, threads: 2,
 			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.looks[0] = []Reason{"", ReasonVanished} },
-			stops:   []fakeStop{event(futex), entry(futex), exit(0)},
-			want:    toEntry + "set waitid 2 set own call " + reapFive + "detach 0",
+			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
+			want:    toEntry + fix + "set waitid 5 cont 0 " + pinStop + "set restart -512 mask own detach 0",
 			results: []Outcome{Vanished, Reaped},
 		},
 		{
+			name: "the only zombie is reaped by another thread: the pin is the interrupt", parked: futex, threads: 2,
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.looks[0] = []Reason{"", ReasonVanished} },
+			stops:   []fakeStop{event(futex), entry(futex), shown(futex)},
+			want:    toEntry + fix + "cont 0 " + pinStop + "mask own detach 0",
+			results: []Outcome{Vanished},
+		},
+		{
+			name: "the pin cannot be sent", parked: futex,
+			tune:   func(f *fakeTracee, p *plan, facts *fakeFacts) { f.pinErr = errPerm },
+			stops:  []fakeStop{event(futex), entry(futex), event(futex)},
+			want:   toEntry + "pin interrupt cont 0 <event stop> detach 0",
+			reason: ReasonNoPermission, results: []Outcome{Left},
+		},
+		{
+			name: "SIGCONT removes the pin", parked: futex, zombies: 2,
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { f.unpinAt = 3 },
+			stops:   []fakeStop{event(futex), entry(futex), notified(0), entry(futex), waited(0)},
+			want:    toEntry + fix + "set waitid 2 cont 0 <event stop> set rewound mask own " + reenter + reapFive + "detach 0",
+			results: []Outcome{Reaped, Reaped},
+		},
+		{
+			name: "the pin removes a SIGCONT that PID 1 has a handler for", parked: futex,
+			status:  &procfs.Status{State: procfs.StateSleeping, SigCgt: 1 << (sigCont - 1)},
+			stops:   []fakeStop{event(futex), entry(futex), notified(0), {stop: stop{kind: stopSignal, sig: sigStop}, pin: true}},
+			want:    toEntry + fix + "set waitid 2 cont 0 <event stop> set restart -512 cont 0 " + pinStop + "mask own detach 0 SIGCONT",
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "a SIGSTOP from outside for this thread was there before the pin", parked: futex,
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { f.stopInfo = sigInfo{code: siTkill}; f.unpinAt = 3 },
+			stops:   []fakeStop{event(futex), entry(futex), {stop: stop{kind: stopSignal, sig: sigStop}, ran: true}},
+			want:    toEntry + fix + "set waitid 2 cont 0 " + pinStop + "set restart -512 mask own detach 19",
+			reason:  ReasonSignal,
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "group stop instead of the pin", parked: futex, zombies: 2,
+			stops:  []fakeStop{event(futex), entry(futex), {stop: group.stop, ran: true}},
+			want:   toEntry + fix + "set waitid 2 cont 0 <group stop (signal 19)> set rewound mask own set restart -512 detach 0",
+			reason: ReasonStopped, results: []Outcome{Reaped, Left},
+		},
+		{
+			name: "waitid does not end", parked: futex,
+			stops:  []fakeStop{event(futex), entry(futex), stuck},
+			want:   toEntry + fix + "set waitid 2 cont 0 the thread did not stop in time",
+			reason: ReasonTimeout, results: []Outcome{Left},
+		},
+		{
+			name: "SIGCONT is pending and has a handler", parked: futex,
+			status: &procfs.Status{State: procfs.StateSleeping, ShdPnd: 1 << (sigCont - 1), SigCgt: 1 << (sigCont - 1)},
+			stops:  []fakeStop{event(futex), entry(futex), event(futex)},
+			want:   toEntry + "interrupt cont 0 <event stop> detach 0",
+			reason: ReasonSignal, results: []Outcome{Left},
+		},
+		{
+			name: "restored at the exit stop", parked: futex, zombies: 2, exitStop: true,
+			stops: []fakeStop{event(futex), entry(futex), exit(0), shown(futex), entry(futex), exit(0), shown(futex)},
+			want: toEntry + fix + "set waitid 2 syscall 0 <syscall stop> set restart -512 cont 0 " + pinStop + "mask own syscall 0 <syscall stop> " +
+				fix + "set waitid 5 syscall 0 <syscall stop> set restart -512 cont 0 " + pinStop + "mask own detach 0",
+			results: []Outcome{Reaped, Reaped},
+		},
+		{
+			name: "without a pin", parked: futex, zombies: 2, unpinned: true,
+			stops: []fakeStop{event(futex), entry(futex), exit(0), entry(futex), exit(0)},
+			want: toEntry + "set waitid 2 syscall 0 <syscall stop> set restart -512 set rewound syscall 0 <syscall stop> " +
+				"set waitid 5 syscall 0 <syscall stop> set restart -512 detach 0",
+			results: []Outcome{Reaped, Reaped},
+		},
+		{
 			name: "ECHILD", parked: futex,
-			stops:   []fakeStop{event(futex), entry(futex), exit(resultECHILD)},
+			stops:   []fakeStop{event(futex), entry(futex), waited(resultECHILD)},
 			want:    toEntry + reapTwo + "detach 0",
 			results: []Outcome{Vanished},
 		},
 		{
 			name: "another call comes to the entry stop", parked: futex, zombies: 2,
-			stops:  []fakeStop{event(futex), entry(futex), exit(0), foreign, event(futex)},
-			want:   toEntry + reapTwo + reenter + "interrupt cont 0 <event stop> detach 0",
+			stops:  []fakeStop{event(futex), entry(futex), waited(0), foreign, event(futex)},
+			want:   toEntry + nextTwo + reenter + "interrupt cont 0 <event stop> detach 0",
 			reason: ReasonBusy, results: []Outcome{Reaped, Left},
 		},
 	}
@@ -460,7 +608,8 @@ func TestAttachSequences(t *testing.T) {
 				tc.tune(f, &p, facts)
 			}
 			rep := decline(Request{Zombies: make([]Zombie, n)}, "", "")
-			(&attach{t: f, f: facts, p: p, now: time.Now, rep: &rep}).run()
+			opts := options{exitStop: tc.exitStop, unpinned: tc.unpinned}
+			(&attach{t: f, f: facts, p: p, now: time.Now, rep: &rep, options: opts}).run()
 			if got := strings.Join(f.log, " "); got != strings.TrimSpace(tc.want) {
 				t.Errorf("calls\n got %s\nwant %s", got, tc.want)
 			}

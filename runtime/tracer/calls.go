@@ -3,7 +3,7 @@ package tracer
 import "github.com/reaper-shim/reaper/runtime/procfs"
 
 // callClass orders the system calls that a thread may be stopped in by what PID 1 would see if the tracer were killed
-// while waitid stands in for the call, which then returns 0. The lower the better.
+// while waitid stands in for the call, pin and journal failed, and so the call returned 0. The lower the better.
 type callClass int
 
 const (

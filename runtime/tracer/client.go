@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,9 +18,13 @@ const (
 	// defaultDeadline bounds a Reap whose context has no deadline. The worker's own deadlines add up to less.
 	defaultDeadline = 5 * time.Second
 	// killGrace is how long a worker that has been told to end (end of its standard input) may take before it is
-	// killed. Killing is the last resort: between the swap of a system call and its restoration it would make PID 1's
-	// own call return early. The worker gives up by itself long before.
+	// killed. Killing is the last resort: between the swap of a system call and its restoration it stops PID 1 until
+	// another process has put things right. The worker gives up by itself long before.
 	killGrace = 2 * time.Second
+	// maxTries is how many workers may end before they answer a request.
+	maxTries = 3
+	// recoverPatience is for how long it is tried to put right what a dead worker has left behind.
+	recoverPatience = time.Minute
 	// stderrWait is how long we look for the last words of a worker that is gone already.
 	stderrWait = 50 * time.Millisecond
 )
@@ -29,8 +35,9 @@ var ErrClosed = errors.New("tracer client closed")
 // Client has the requests of one caller carried out by a worker process, which it starts when the first request comes and
 // again whenever the last one has ended. All methods may be called from any goroutine; requests are served one at a time.
 type Client struct {
-	path string
-	args []string
+	path        string
+	args        []string
+	recoverArgs []string // tests replace it
 
 	busy chan struct{} // holds one token while a request is served
 
@@ -38,12 +45,18 @@ type Client struct {
 	w       *worker
 	closed  bool
 	retired sync.WaitGroup // workers that are on their way out
+
+	recovered atomic.Int64
+	inFlight  atomic.Int64 // of these, with a swap in flight
 }
 
 // NewClient returns a client whose workers are started from the executable path with args. Nothing is started yet.
 func NewClient(path string, args ...string) *Client {
-	return &Client{path: path, args: args, busy: make(chan struct{}, 1)}
+	return &Client{path: path, args: args, recoverArgs: []string{"-recover"}, busy: make(chan struct{}, 1)}
 }
+
+// Recovered returns how many workers have died in the middle of an attach, so that something had to be put back.
+func (c *Client) Recovered() int64 { return c.recovered.Load() }
 
 // WorkerPID returns the PID of the worker, or 0 if there is none: for callers that reap with wait4(-1) and want to know
 // whose exit they saw.
@@ -82,9 +95,9 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 	}
 
 	// A worker that is still there may end by idleness while we write to it. The request is then untouched or can be
-	// repeated without harm, since everything is checked anew; once, for a new worker has no excuse.
-	for {
-		w, fresh, err := c.worker()
+	// repeated without harm, since everything is checked anew; not for ever, for a new worker has hardly an excuse.
+	for try := 1; ; try++ {
+		w, err := c.worker()
 		if err != nil {
 			return Report{}, fmt.Errorf("reap in pid %d: %w", req.PID, err)
 		}
@@ -110,14 +123,22 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 			w.kill()
 		}
 		c.retire(w)
-		if !fresh && ctx.Err() == nil && isGone(err) {
+		if isGone(err) {
+			// PID 1 may stand still until what it has left behind is put back.
+			select {
+			case <-w.exited:
+			case <-ctx.Done():
+			}
+		}
+		if try < maxTries && ctx.Err() == nil && isGone(err) {
 			continue
 		}
 		return Report{}, fmt.Errorf("reap in pid %d: worker: %w%s", req.PID, err, w.lastWords())
 	}
 }
 
-// Close ends the worker and waits until it and all earlier ones are gone, which takes two seconds at worst.
+// Close ends the worker and waits until it and all earlier ones are gone, which takes four seconds at worst, unless one of
+// them has died in the middle of an attach to a process that is frozen.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -135,26 +156,26 @@ func isGone(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errPipe) || errors.Is(err, os.ErrClosed)
 }
 
-func (c *Client) worker() (w *worker, fresh bool, err error) {
+func (c *Client) worker() (w *worker, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, false, ErrClosed
+		return nil, ErrClosed
 	}
 	if c.w != nil {
 		select {
 		case <-c.w.exited:
 			c.retireLocked(c.w)
 		default:
-			return c.w, false, nil
+			return c.w, nil
 		}
 	}
-	w, err = startWorker(c.path, c.args)
+	w, err = c.startWorker()
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	c.w = w
-	return w, true, nil
+	return w, nil
 }
 
 func (c *Client) retire(w *worker) {
@@ -181,7 +202,8 @@ type worker struct {
 	stdout   *os.File
 	stderr   *os.File
 	in       *bufio.Reader
-	exited   chan struct{} // closed when the process is gone
+	journal  *Journal
+	exited   chan struct{} // closed when the process is gone and what it had left behind is put back
 	said     chan struct{} // closed when lastWords need not be kept any more
 	once     sync.Once
 	retiring bool // guarded by Client.mu
@@ -189,7 +211,7 @@ type worker struct {
 
 // startWorker starts the process. Pipes are made by hand: those of exec.Cmd would be closed by Wait, which has to run from
 // the start, in parallel with our reading.
-func startWorker(path string, args []string) (*worker, error) {
+func (c *Client) startWorker() (*worker, error) {
 	var files []*os.File
 	closeAll := func() {
 		for _, f := range files {
@@ -209,31 +231,74 @@ func startWorker(path string, args []string) (*worker, error) {
 		closeAll()
 		return nil, fmt.Errorf("start worker: %w", err)
 	}
-	cmd := exec.Command(path, args...)
-	cmd.Args[0] = WorkerName // the path may be a file descriptor's
+	file, err := newJournalFile()
+	if err != nil {
+		closeAll()
+		return nil, fmt.Errorf("start worker: %w", err)
+	}
+	files = append(files, file)
+	journal, err := OpenJournal(int(file.Fd()))
+	if err != nil {
+		closeAll()
+		return nil, fmt.Errorf("start worker: %w", err)
+	}
+	cmd := c.command(c.args, file)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, stderrW
-	cmd.Dir = "/"
-	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves
-	cmd.SysProcAttr = workerAttr()
 	if err := cmd.Start(); err != nil {
 		closeAll()
-		return nil, fmt.Errorf("start worker %s: %w", path, err)
+		_ = journal.Close()
+		return nil, fmt.Errorf("start worker %s: %w", c.path, err)
 	}
 	stdinR.Close()
 	stdoutW.Close()
 	stderrW.Close()
 	w := &worker{
 		cmd: cmd, stdin: stdinW, stdout: stdoutR, stderr: stderrR,
-		in:     bufio.NewReaderSize(stdoutR, maxLine),
-		exited: make(chan struct{}),
-		said:   make(chan struct{}),
+		in:      bufio.NewReaderSize(stdoutR, maxLine),
+		journal: journal,
+		exited:  make(chan struct{}),
+		said:    make(chan struct{}),
 	}
 	go func() {
 		// Who reaps it does not matter: in a shim that waits for all its children this is an ECHILD.
 		_ = cmd.Wait()
+		c.recover(journal, file)
+		file.Close()
 		close(w.exited)
 	}()
 	return w, nil
+}
+
+// command prepares the execution of the worker, with the journal as file descriptor 3.
+func (c *Client) command(args []string, journal *os.File) *exec.Cmd {
+	cmd := exec.Command(c.path, append(slices.Clone(args), "-journal", "3")...)
+	cmd.Args[0] = WorkerName // the path may be a file descriptor's
+	cmd.ExtraFiles = []*os.File{journal}
+	cmd.Dir = "/"
+	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves
+	cmd.SysProcAttr = workerAttr()
+	return cmd
+}
+
+// recover has put back what a dead worker has left behind, if anything.
+func (c *Client) recover(journal *Journal, file *os.File) {
+	if journal.phase() == phaseIdle || c.recoverArgs == nil {
+		return
+	}
+	c.recovered.Add(1)
+	if journal.page.pinned.Load() == 1 {
+		c.inFlight.Add(1)
+	}
+	began := time.Now()
+	for nap := time.Millisecond; journal.phase() != phaseIdle && time.Since(began) < recoverPatience; nap *= 2 {
+		// Who reaps it does not matter, nor how it ends: the journal says whether it has done its work.
+		if err := c.command(c.recoverArgs, file).Run(); err == nil {
+			continue
+		}
+		if journal.phase() != phaseIdle {
+			time.Sleep(min(nap, time.Second))
+		}
+	}
 }
 
 // setDeadline bounds reads and writes. Its only error is that the pipe is closed, which the read or write will say.
@@ -279,9 +344,14 @@ func (w *worker) end() {
 	select {
 	case <-w.exited:
 	case <-timer.C:
+		// Not in the middle of an attach, if it can be helped.
+		for began := time.Now(); w.journal.phase() != phaseIdle && time.Since(began) < killGrace; {
+			time.Sleep(time.Millisecond)
+		}
 		w.kill()
 		<-w.exited
 	}
+	_ = w.journal.Close()
 	w.stdout.Close()
 	w.lastWords()
 	w.stderr.Close()

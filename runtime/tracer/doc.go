@@ -29,6 +29,9 @@
 // each direction, versioned ([Version]), one [Report] for each [Request]. It ends by itself when idle and when its
 // standard input ends. [Serve] is the other end. Nothing is remembered between requests.
 //
+// A worker that is killed in the middle of an attach leaves PID 1 stopped, with registers that are not its own, and a
+// [Journal] of them with its client, which starts another process to put them back ([Recover]): docs/crash-safety.md.
+//
 // # Words
 //
 // The terms are those of ptrace(2): syscall-entry stop, syscall-exit stop, signal-delivery stop, group stop, and event stop

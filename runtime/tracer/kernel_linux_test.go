@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -687,6 +688,14 @@ func Test32Bit(t *testing.T) {
 		"-O1", "-Wall", "-o", bin, "testdata/victim32.c").CombinedOutput()
 	if err != nil {
 		t.Skipf("cannot compile for 32 bits: %v: %s", err, out)
+	}
+	probe := exec.Command(bin)
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID} // its children end with it
+	if err := probe.Start(); errors.Is(err, unix.ENOEXEC) {
+		t.Skip("this kernel runs no 32-bit programs (CONFIG_IA32_EMULATION)")
+	} else if err == nil {
+		probe.Process.Kill()
+		_ = probe.Wait()
 	}
 	v := startPID1(t, bin)
 	v.expect("ready")

@@ -21,13 +21,24 @@ const (
 )
 
 const (
-	ntPRStatus         = 1   // NT_PRSTATUS (include/uapi/linux/elf.h)
-	peekShared         = 1   // PTRACE_PEEKSIGINFO_SHARED (include/uapi/linux/ptrace.h)
+	ntPRStatus         = 1 // NT_PRSTATUS (include/uapi/linux/elf.h)
+	peekShared         = 1 // PTRACE_PEEKSIGINFO_SHARED (include/uapi/linux/ptrace.h)
+	cldTrapped         = 4 // CLD_TRAPPED, CLD_STOPPED (sigaction(2))
+	cldStopped         = 5
 	siginfoSize        = 128 // SI_MAX_SIZE (include/uapi/asm-generic/siginfo.h)
 	peekBatch          = 32
 	maxPeeks           = 32
+	ptraceGetSigmask   = 0x420a
+	ptraceSetSigmask   = 0x420b  // include/uapi/linux/ptrace.h, Linux 3.11
 	optSuspendSeccomp  = 1 << 21 // PTRACE_O_SUSPEND_SECCOMP (ptrace(2), Linux 4.3)
 	syscallInfoMaxSize = 88      // struct ptrace_syscall_info of Linux 5.3, the largest member of its union included
+)
+
+// A signal that bears our mark is queued with SI_QUEUE and this value. Somebody inside the container can send the like; such a
+// SIGSTOP would be dropped in any case, since it comes from inside.
+const (
+	siQueue        = -1
+	pinMark uint64 = 0x7265_6170_6572_0001
 )
 
 // thread is a tracee in the real kernel. All its calls must come from one OS thread: a ptrace relation belongs to it.
@@ -36,11 +47,11 @@ type thread struct {
 	tgid int
 
 	// Buffers that the kernel writes to, here so that no call allocates.
-	status uint32
-	iov    unix.Iovec
-	info   [syscallInfoMaxSize]byte
-	sig    [siginfoSize]byte
-	peek   struct {
+	iov  unix.Iovec
+	info [syscallInfoMaxSize]byte
+	sig  [siginfoSize]byte
+	set  uint64
+	peek struct {
 		off   uint64
 		flags uint32
 		nr    int32
@@ -99,16 +110,25 @@ func (t *thread) suspendSeccomp(on bool) error {
 func (t *thread) wait(d time.Duration) (stop, error) {
 	var began time.Time
 	for {
+		// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
+		// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
 		// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
-		r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), uintptr(unsafe.Pointer(&t.status)),
-			unix.WNOHANG|unix.WALL, 0, 0, 0)
+		t.sig = [siginfoSize]byte{}
+		_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(t.tid), uintptr(unsafe.Pointer(&t.sig)),
+			unix.WEXITED|unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
 		switch {
 		case errno == unix.ECHILD:
 			return stop{}, errGone // released: another thread has called execve(2) (ptrace(2), "execve(2) under ptrace")
 		case errno != 0 && errno != unix.EINTR:
 			return stop{}, fmt.Errorf("wait for thread %d: %w", t.tid, errno)
-		case errno == 0 && int(r) == t.tid:
-			return classify(t.status), nil
+		case errno == 0 && *(*int32)(unsafe.Pointer(&t.sig[0])) == int32(unix.SIGCHLD):
+			if code := *(*int32)(unsafe.Pointer(&t.sig[8])); code == cldTrapped || code == cldStopped {
+				// si_status is the stop's code, which wait4 shows shifted and with 0x7f below.
+				return classify(*(*uint32)(unsafe.Pointer(&t.sig[24]))<<8 | 0x7f), nil
+			}
+			if t.bury() {
+				return stop{kind: stopGone}, nil
+			}
 		}
 		now := time.Now()
 		if began.IsZero() {
@@ -125,6 +145,12 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // never fails (sched_yield(2))
 		}
 	}
+}
+
+// bury takes note of the thread's death, without which its parent does not learn of it.
+func (t *thread) bury() bool {
+	r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), 0, unix.WNOHANG|unix.WALL, 0, 0, 0)
+	return errno == 0 && int(r) == t.tid
 }
 
 func (t *thread) getRegs(r *registers) error {
@@ -175,25 +201,30 @@ func (t *thread) sigInfo() (sigInfo, error) {
 }
 
 // parseSiginfo reads siginfo_t of a 64-bit architecture: signo, errno and code of 4 bytes each, 4 bytes of padding, then the
-// sender's PID for the codes that have one (include/uapi/asm-generic/siginfo.h).
+// sender's PID and user for the codes that have one, and a value of 8 bytes for SI_QUEUE
+// (include/uapi/asm-generic/siginfo.h).
 func parseSiginfo(b []byte) (signo int32, info sigInfo) {
-	_ = b[19]
+	_ = b[31]
 	signo = *(*int32)(unsafe.Pointer(&b[0]))
-	return signo, sigInfo{code: *(*int32)(unsafe.Pointer(&b[8])), pid: *(*int32)(unsafe.Pointer(&b[16]))}
+	info = sigInfo{code: *(*int32)(unsafe.Pointer(&b[8])), pid: *(*int32)(unsafe.Pointer(&b[16]))}
+	info.mark = info.code == siQueue && *(*uint64)(unsafe.Pointer(&b[24])) == pinMark
+	return signo, info
 }
 
-func (t *thread) pendingStops() (inside, outside int, err error) {
+func (t *thread) pendingStops() (ours, inside, outside int, err error) {
 	for _, flags := range [...]uint32{0, peekShared} {
 		t.peek.off, t.peek.flags, t.peek.nr = 0, flags, peekBatch
 		for range maxPeeks { // the queue can be as long as RLIMIT_SIGPENDING
 			n, err := t.ptrace(unix.PTRACE_PEEKSIGINFO, uintptr(unsafe.Pointer(&t.peek)), uintptr(unsafe.Pointer(&t.peeked)))
 			if err != nil {
-				return 0, 0, err
+				return 0, 0, 0, err
 			}
 			for i := range n {
 				signo, info := parseSiginfo(t.peeked[i*siginfoSize:])
 				switch {
 				case signo != sigStop:
+				case info.mark:
+					ours++
 				case info.fromOutside():
 					outside++
 				default:
@@ -206,7 +237,37 @@ func (t *thread) pendingStops() (inside, outside int, err error) {
 			t.peek.off += uint64(n)
 		}
 	}
-	return inside, outside, nil
+	return ours, inside, outside, nil
+}
+
+// queue sends a signal with our mark to the thread alone (rt_tgsigqueueinfo(2)).
+func (t *thread) queue(sig int) error {
+	t.sig = [siginfoSize]byte{}
+	*(*int32)(unsafe.Pointer(&t.sig[0])) = int32(sig)
+	*(*int32)(unsafe.Pointer(&t.sig[8])) = siQueue
+	*(*uint64)(unsafe.Pointer(&t.sig[24])) = pinMark
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_TGSIGQUEUEINFO, uintptr(t.tgid), uintptr(t.tid), uintptr(sig),
+		uintptr(unsafe.Pointer(&t.sig)), 0, 0)
+	switch errno {
+	case 0:
+		return nil
+	case unix.ESRCH:
+		return errGone
+	}
+	return errno
+}
+
+func (t *thread) pin() error { return t.queue(sigStop) }
+
+func (t *thread) mask() (procfs.SignalSet, error) {
+	_, err := t.ptrace(ptraceGetSigmask, unsafe.Sizeof(t.set), uintptr(unsafe.Pointer(&t.set)))
+	return procfs.SignalSet(t.set), err
+}
+
+func (t *thread) setMask(m procfs.SignalSet) error {
+	t.set = uint64(m)
+	_, err := t.ptrace(ptraceSetSigmask, unsafe.Sizeof(t.set), uintptr(unsafe.Pointer(&t.set)))
+	return err
 }
 
 func (t *thread) sendCont() error { return unix.Kill(t.tgid, unix.SIGCONT) }
@@ -349,12 +410,12 @@ func (f *liveFacts) gone(i int) bool {
 }
 
 // perform carries out one request on the calling OS thread.
-func perform(req Request) Report {
+func perform(req Request, opts options) Report {
 	if why := Supported(); why != "" {
 		return decline(req, why, "not supported on this architecture yet: "+runtime.GOARCH)
 	}
 	rep := decline(req, "", "")
-	attempt(req, &rep)
+	attempt(req, &rep, opts)
 	for i := range rep.Results {
 		r := &rep.Results[i]
 		if r.Outcome != Left {
@@ -371,7 +432,7 @@ func perform(req Request) Report {
 	return rep
 }
 
-func attempt(req Request, rep *Report) {
+func attempt(req Request, rep *Report, opts options) {
 	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
 	p, err := o.examine(req, rep.Results)
 	var d *declined
@@ -396,7 +457,17 @@ func attempt(req Request, rep *Report) {
 		return
 	}
 	a := &attach{
-		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep,
+		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep, options: opts,
+	}
+	if born, err := o.proc.ThreadStat(req.PID, p.tid); err == nil {
+		opts.journal.attached(req.PID, p.tid, req.StartTime, born.StartTime, p.isInit)
+	} else {
+		rep.Reason, rep.Detail = ReasonBusy, err.Error()
+		return
 	}
 	a.run()
+	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
+	if rep.Reason != ReasonTimeout {
+		opts.journal.close()
+	}
 }

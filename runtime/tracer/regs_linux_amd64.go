@@ -8,6 +8,10 @@ import (
 
 const archSupported = true
 
+// restoreAtExit: whether registers must be put back at the exit stop of waitid. Here the kernel looks for a restart code
+// after the signal path (arch_do_signal_or_restart()), so that the stop where the pin is delivered is as good.
+const restoreAtExit = false
+
 // auditArch is AUDIT_ARCH_X86_64 (include/uapi/linux/audit.h), what PTRACE_GET_SYSCALL_INFO says of a native call. An
 // int $0x80 from 64-bit code says AUDIT_ARCH_I386; x32 calls say the same as native ones, with bit 30 in the number, and so
 // fall out as unknown calls.
@@ -92,6 +96,18 @@ func (r registers) rewound() registers {
 func (r *registers) sameCall(o *registers) bool {
 	return r.Orig_rax == o.Orig_rax && r.args() == o.args() && r.Rip == o.Rip && r.Rsp == o.Rsp
 }
+
+// swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid swapped in, run
+// or not.
+func (r *registers) swapped(entry *registers, nspid int) bool {
+	nr, args := waitidCall(nspid)
+	s := entry.withCall(nr, args)
+	return r.sameCall(&s)
+}
+
+// recovered returns what to replace such registers with: the thread then goes on as if waitid had never been there. parked
+// are those of the event stop before entry, end those of entry with a result for the kernel's signal path.
+func recovered(parked, entry, end *registers) registers { return *end }
 
 // waitidCall is waitid(P_PID, pid, NULL, WEXITED|WNOHANG|__WALL, NULL). It returns 0 whether it reaped or the child lives,
 // and -ECHILD if there is no such child. __WALL also takes children that were cloned without SIGCHLD.

@@ -6,7 +6,10 @@ import "errors"
 
 // What attach.go needs to compile. Supported keeps everything here from being called.
 
-const archSupported = false
+const (
+	archSupported = false
+	restoreAtExit = true
+)
 
 const (
 	auditArch        = 0
@@ -28,6 +31,8 @@ func (r registers) withResult(int64) registers                  { return r }
 func (r registers) withCall(nr int64, args [6]uint64) registers { return r }
 func (r registers) rewound() registers                          { return r }
 func (r *registers) sameCall(*registers) bool                   { return false }
+func (r *registers) swapped(*registers, int) bool               { return false }
+func recovered(parked, entry, end *registers) registers         { return *end }
 func waitidCall(int) (nr int64, args [6]uint64)                 { return 0, args }
 func classifyCall(nr int64, args [6]uint64) call                { return call{class: classUnsafe} }
 

@@ -20,7 +20,13 @@ var ErrStuck = errors.New("a thread did not stop in time; only the end of this p
 // nil when in ends or when no request has come for idle (0: DefaultIdle), else what went wrong: ErrStuck, a malformed
 // request, a failed write. It must be called on a locked OS thread (runtime.LockOSThread): a ptrace relation belongs to a
 // thread, not to a process.
-func Serve(in io.Reader, out io.Writer, idle time.Duration) error {
+//
+// What has to be put back if the process dies is written to journal; without one, nobody does.
+func Serve(in io.Reader, out io.Writer, idle time.Duration, journal *Journal) error {
+	return serve(in, out, idle, options{journal: journal, exitStop: restoreAtExit})
+}
+
+func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error {
 	if idle <= 0 {
 		idle = DefaultIdle
 	}
@@ -70,7 +76,7 @@ func Serve(in io.Reader, out io.Writer, idle time.Duration) error {
 		if err != nil {
 			return err
 		}
-		rep := perform(req)
+		rep := perform(req, opts)
 		line, err := EncodeReport(rep)
 		if err != nil {
 			return err

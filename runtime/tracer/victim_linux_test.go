@@ -52,10 +52,15 @@ func requireKernel(t testing.TB) {
 	}
 }
 
+// victimsEnv names a directory that holds the victims and the worker, for machines that have no compiler. The victims are
+// the C files of testdata, compiled statically, by their names without the ".c".
+const victimsEnv = "REAPER_TEST_VICTIMS"
+
 // built holds what is compiled once for the whole test binary.
 var built struct {
 	once           sync.Once
-	dir            string
+	dir            string // of this run, removed at its end
+	given          string // by victimsEnv
 	victim, worker string
 	victimErr      error
 	workerErr      error
@@ -63,6 +68,10 @@ var built struct {
 
 func build() {
 	built.once.Do(func() {
+		if dir := os.Getenv(victimsEnv); dir != "" {
+			built.victim, built.worker, built.given = filepath.Join(dir, "victim"), filepath.Join(dir, WorkerName), dir
+			return
+		}
 		dir, err := os.MkdirTemp("", "reaper-tracer-test")
 		if err != nil {
 			built.victimErr, built.workerErr = err, err
@@ -118,6 +127,11 @@ func startVictim(t testing.TB, args ...string) *victim {
 
 func startPID1(t testing.TB, path string, args ...string) *victim {
 	t.Helper()
+	return startPID1With(t, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}, path, args...)
+}
+
+func startPID1With(t testing.TB, attr *syscall.SysProcAttr, path string, args ...string) *victim {
+	t.Helper()
 	stdinR, stdinW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +142,7 @@ func startPID1(t testing.TB, path string, args ...string) *victim {
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdinR, stdoutW, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	cmd.SysProcAttr = attr
 	err = cmd.Start()
 	stdinR.Close()
 	stdoutW.Close()
@@ -299,7 +313,7 @@ func reap(t testing.TB, c *Client, req Request) Report {
 // reapAll repeats requests until all zombies are gone. An attach may be declined for reasons that pass.
 func reapAll(t testing.TB, c *Client, v *victim, zs []Zombie) (attaches int, longest time.Duration) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(4 * patience)
 	for len(zs) > 0 {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d zombies left after %d attaches", len(zs), attaches)
@@ -322,7 +336,7 @@ func reapAll(t testing.TB, c *Client, v *victim, zs []Zombie) (attaches int, lon
 		}
 		if len(left) == len(zs) {
 			switch rep.Reason {
-			case ReasonBusy, ReasonSignal, ReasonSigchldPending, ReasonTimeout:
+			case ReasonBusy, ReasonSignal, ReasonSigchldPending, ReasonTimeout, ReasonFrozen: // frozen: or had no CPU
 			default:
 				t.Fatalf("no progress: %s %s", rep.Reason, rep.Detail)
 			}
@@ -336,6 +350,7 @@ func reapAll(t testing.TB, c *Client, v *victim, zs []Zombie) (attaches int, lon
 // victims, and a parent that is the tracer as well takes stops for exits.
 type helperOrder struct {
 	Seize   procfs.HostPID // hold this thread until standard input ends
+	Naive   string         // attach to that thread and do it this damage
 	Request Request        // else attach once, as a worker would
 	Blind   bool           // with no look at /proc before
 	NSPID   procfs.NSPID   // have PID 1 wait for this number instead
@@ -344,6 +359,9 @@ type helperOrder struct {
 const helperEnv = "REAPER_TRACER_TEST_HELPER"
 
 func TestMain(m *testing.M) {
+	if hookedMain() {
+		os.Exit(0)
+	}
 	if os.Getenv(helperEnv) != "" {
 		runtime.LockOSThread()
 		if err := helper(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
@@ -363,6 +381,9 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 	var order helperOrder
 	if err := in.Decode(&order); err != nil {
 		return err
+	}
+	if order.Naive != "" {
+		return naive(order, out)
 	}
 	if order.Seize != 0 {
 		if err := (&thread{tid: int(order.Seize)}).seize(); err != nil {

@@ -35,8 +35,6 @@ const (
 
 	// receiveBuffer holds about 2500 forks of one process; the kernel counts more than 800 bytes for each.
 	receiveBuffer = 2 << 20
-	// settle is how long after the subscription births are not vouched for, in ticks.
-	settle = 10
 )
 
 // Connector is a log of the forks of one process, taken from the proc connector, which tells of those of the whole host. The
@@ -239,10 +237,13 @@ func (c *Connector) Stats() Stats { return c.snapshot() }
 
 // Close ends the log.
 func (c *Connector) Close() error {
+	now := bootTicks()
+	c.Sync()
 	if c.closed.Swap(true) {
 		return nil
 	}
 	c.mu.Lock()
+	c.close(now)
 	err := subscribe(c.fd, procMcastIgnore)
 	c.mu.Unlock()
 	err = errors.Join(err, c.socket.Close())

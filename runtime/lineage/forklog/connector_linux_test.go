@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -116,16 +117,19 @@ func TestConnectorCloseGivesAllBack(t *testing.T) {
 	}
 }
 
-// tryVariable makes the test binary try the connector and say what came of it: a process cannot give up a capability, or
-// leave its PID namespace, for a while only.
+// tryVariable, the number of a process, makes the test binary try both sources and say what came of it: a process cannot give up
+// a capability, or leave its PID namespace, for a while only.
 const tryVariable = "FORKLOG_TEST_TRY"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(tryVariable) == "" {
 		os.Exit(m.Run())
 	}
-	_, err := forklog.OpenConnector(procfs.HostPID(os.Getppid()), 0)
+	pid, _ := strconv.Atoi(os.Getenv(tryVariable))
+	_, err := forklog.OpenConnector(procfs.HostPID(pid), 0)
 	fmt.Printf("permission %v, unsupported %v: %v\n", errors.Is(err, forklog.ErrPermission), errors.Is(err, forklog.ErrUnsupported), err)
+	_, err = forklog.OpenPerf(procfs.HostPID(pid), 0)
+	fmt.Printf("perf: permission %v, unsupported %v: %v\n", errors.Is(err, forklog.ErrPermission), errors.Is(err, forklog.ErrUnsupported), err)
 }
 
 // Where the source cannot be had the error says so, under a name.
@@ -152,6 +156,31 @@ func TestConnectorRefused(t *testing.T) {
 			if err != nil || !strings.Contains(string(out), tt.want) {
 				t.Errorf("%s, %v; want %s", out, err, tt.want)
 			}
+		})
+	}
+}
+
+// What a log knew when it was closed it still knows: a proof does not become one less for it. What is born later it knows nothing of.
+func TestClosedLogKeepsItsWord(t *testing.T) {
+	bin := compiled(t)
+	for name, open := range map[string]func(*subject) forklog.Log{
+		"perf":      func(s *subject) forklog.Log { return s.openPerf() },
+		"connector": func(s *subject) forklog.Log { return s.openConnector(s.birth) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSubject(t, bin, "mix", "3", "pause", "mix", "3", "pause")
+			log := open(s)
+			s.goOn()
+			before := s.children()
+			settle(t)
+			if err := log.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s.goOn()
+			after := s.children()
+			log.Sync()
+			check(t, log, before, exact)
+			check(t, log, after, map[string]lineage.Fork{"own": lineage.ForkUnknown, "other": lineage.ForkUnknown})
 		})
 	}
 }

@@ -29,7 +29,8 @@ type Log interface {
 	Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork
 	// Stats returns the state of the log.
 	Stats() Stats
-	// Close ends the log.
+	// Close ends the log. What it knows stays: Lookup answers as before for whoever was born until shortly before, and does
+	// not know of those born later.
 	Close() error
 }
 
@@ -109,6 +110,19 @@ func (m *memory) lookup(pid procfs.HostPID, startTime uint64) lineage.Fork {
 		return lineage.ForkUnknown
 	}
 	return lineage.ForkedByOther
+}
+
+// settle is how many ticks before a log was closed, and after one was opened late, births are not vouched for: a fork takes a
+// while from the start time to the record (copy_process, kernel/fork.c).
+const settle = 10
+
+// close is the end of a log that was complete up to nowTicks, which were read before it was brought up to date for the last
+// time. m.mu is held.
+func (m *memory) close(nowTicks uint64) {
+	if m.stats.Ended {
+		return
+	}
+	m.end(max(nowTicks, settle)-settle, "closed")
 }
 
 // end says that nothing is heard any more, and that all was heard up to goodTicks. m.mu is held.

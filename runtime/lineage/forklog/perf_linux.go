@@ -28,12 +28,14 @@ const (
 // Bit 35 of the flags of struct perf_event_attr: inherit_thread (Linux 5.13, include/uapi/linux/perf_event.h).
 const bitInheritThread = 1 << 35
 
-// Errors of OpenPerf.
+// Errors of OpenPerf and OpenConnector.
 var (
-	// ErrPermission: neither CAP_PERFMON nor CAP_SYS_ADMIN, or a security module forbids it.
-	ErrPermission = errors.New("no permission for perf events")
-	// ErrUnsupported: a kernel without inherit_thread or PERF_FORMAT_LOST, or without perf events.
-	ErrUnsupported = errors.New("the kernel has no perf task log")
+	// ErrPermission: a capability is missing (CAP_PERFMON or CAP_SYS_ADMIN; CAP_NET_ADMIN for the connector), or a security
+	// module forbids it.
+	ErrPermission = errors.New("no permission")
+	// ErrUnsupported: a kernel without inherit_thread or PERF_FORMAT_LOST, without perf events, or without the connector, or
+	// another PID namespace than the connector's.
+	ErrUnsupported = errors.New("not supported here")
 )
 
 // Perf is a log of the forks of one process, from the kernel's own task records.
@@ -293,6 +295,7 @@ func (p *Perf) Stats() Stats { return p.snapshot() }
 
 // Close ends the log and gives its memory back.
 func (p *Perf) Close() error {
+	p.Sync()
 	if p.closed.Swap(true) {
 		return nil
 	}
@@ -300,6 +303,7 @@ func (p *Perf) Close() error {
 	<-p.done
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.close(p.good)
 	p.release()
 	return err
 }

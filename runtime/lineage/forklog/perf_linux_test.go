@@ -333,3 +333,104 @@ func openFiles(t *testing.T) int {
 	}
 	return len(entries)
 }
+
+// hotplugVariable allows a test to take a CPU of this machine away for a moment.
+const hotplugVariable = "REAPER_TEST_HOTPLUG"
+
+// A3: a CPU that comes online after the log was opened, and one that is away for a while, are heard of as any other.
+func TestPerfHotplug(t *testing.T) {
+	if os.Getenv(hotplugVariable) != "1" {
+		t.Skipf("takes CPU 1 offline for a moment: only with %s=1", hotplugVariable)
+	}
+	bin := compiled(t)
+	const file = "/sys/devices/system/cpu/cpu1/online"
+	if data, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(data)) != "1" {
+		testutil.Lacks(t, fmt.Sprintf("no CPU 1 that can be taken offline: %s %v", data, err), "run on a machine with CPU hot-plug")
+	}
+	online := func(state string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(state), 0); err != nil {
+			t.Errorf("write %s to %s: %v", state, file, err)
+		}
+	}
+	t.Cleanup(func() { online("1") })
+
+	online("0")
+	// taskset refuses a CPU that is offline: the subject binds itself when it is there.
+	s := newSubject(t, "/bin/sh", "-c", `read go && exec taskset -c 1 "$@"`, "sh", bin, "mix", "10", "pause", "mix", "10", "pause")
+	log := s.openPerf()
+	s.goOn()
+	online("1")
+	s.goOn()
+	late := s.children()
+	log.Sync()
+	if len(late) == 0 {
+		t.Fatal("no children")
+	}
+	check(t, log, late, exact)
+
+	online("0") // the kernel moves the subject elsewhere
+	online("1")
+	s.goOn()
+	again := s.children()
+	log.Sync()
+	check(t, log, again, exact)
+	if st := log.Stats(); st.Lost != 0 || st.Gaps != 0 || st.Ended {
+		t.Errorf("state %+v", st)
+	}
+}
+
+// A3: there is an event for every CPU that may ever come, whether it is online or not.
+func TestPerfHasAllPossibleCPUs(t *testing.T) {
+	testutil.Root(t)
+	s := newSubject(t, "/bin/true")
+	log := s.openPerf()
+	cpus, err := forklog.PossibleCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := 0
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && name == "anon_inode:[perf_event]" {
+			events++
+		}
+	}
+	if events != len(cpus) || log.CPUs() != len(cpus) {
+		t.Errorf("%d events, log for %d CPUs; want %d", events, log.CPUs(), len(cpus))
+	}
+}
+
+// Where the source cannot be had the error says so, under a name.
+func TestPerfRefused(t *testing.T) {
+	testutil.Root(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	setpriv := testutil.Tool(t, "setpriv")
+	for name, tt := range map[string]struct {
+		args []string
+		attr unix.SysProcAttr
+		want string
+	}{
+		// CAP_SYS_PTRACE would do as well while kernel.perf_event_paranoid is 2 or less (perf_check_permission, kernel/events/core.c).
+		"without CAP_PERFMON": {[]string{setpriv, "--bounding-set=-perfmon,-sys_admin,-sys_ptrace", self}, unix.SysProcAttr{}, "perf: permission true"},
+		// A shim in a container: the capabilities of a user namespace are none for the host's processes.
+		"in another user namespace": {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "perf: permission true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			subject := newSubject(t, "/bin/true")
+			cmd := exec.Command(tt.args[0], tt.args[1:]...)
+			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", tryVariable, subject.pid()))
+			cmd.SysProcAttr = &tt.attr
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), tt.want) {
+				t.Errorf("%s, %v; want %s", out, err, tt.want)
+			}
+		})
+	}
+}

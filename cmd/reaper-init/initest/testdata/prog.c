@@ -34,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -163,6 +164,18 @@ static void sigconf(char **argv)
 	become(argv);
 }
 
+/* Shared with all below: the number of orphans, and their PIDs. */
+#define MADE_MAX 65535
+static int *made;
+
+static void note_orphan(void)
+{
+	int i = __atomic_fetch_add(made, 1, __ATOMIC_SEQ_CST);
+
+	if (i < MADE_MAX)
+		made[1 + i] = getpid();
+}
+
 static void burst(int n)
 {
 	int gate[2], ready[2];
@@ -179,6 +192,7 @@ static void burst(int n)
 			if (pid < 0)
 				die("fork");
 			if (pid == 0) {
+				note_orphan();
 				close(gate[1]);
 				if (read(gate[0], &c, 1) != 0)
 					_exit(98);
@@ -227,6 +241,7 @@ static void orphan(void (*work)(int, const char *), int n, const char *text)
 				_exit(98);
 			close(gate[0]);
 			close(ready[0]);
+			note_orphan();
 			up = ready[1];
 			work(n, text);
 			_exit(0);
@@ -290,26 +305,14 @@ static void work_dstate(int n, const char *text)
 	}
 }
 
+/* Waits until nobody has the number of an orphan any more. /proc/PID/task/TID/children does not tell: proc_tid_children(5). */
 static void vanish(void)
 {
-	char path[64], text[4096];
+	struct timespec t = { 0, 1000000 };
 
-	/* Gone when the reaper has no child but this one. */
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", getppid(), getppid());
-	for (;;) {
-		int fd = open(path, O_RDONLY);
-		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-		struct timespec t = { 0, 2000000 };
-
-		if (n < 0)
-			die(path);
-		close(fd);
-		text[n] = '\0';
-		char *rest;
-
-		if (strtol(text, &rest, 10) == getpid() && rest[strspn(rest, " \n")] == '\0')
-			return;
-		nanosleep(&t, NULL);
+	for (int i = 0; i < *made; i++) {
+		while (kill(made[1 + i], 0) == 0 || errno != ESRCH)
+			nanosleep(&t, NULL);
 	}
 }
 
@@ -363,6 +366,9 @@ int main(int argc, char **argv)
 	const char *mode = argc > 1 ? argv[1] : "";
 	int n = argc > 2 ? atoi(argv[2]) : 0;
 
+	made = mmap(NULL, (MADE_MAX + 1) * sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (made == MAP_FAILED)
+		die("mmap");
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (strcmp(mode, "ns") == 0)
 		ns(argc - 1, argv + 1);

@@ -1,0 +1,360 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+const (
+	// stormEnv is how long the leak of TestStormLong goes on; without it, it does not run. stormZombiesEnv is the number of
+	// zombies that it begins with.
+	stormEnv        = "REAPER_STORM"
+	stormZombiesEnv = "REAPER_STORM_ZOMBIES"
+)
+
+// backlog counts the children of a PID 1 that has none but zombies, at the cost of one read for 600 of them.
+func backlog(t *testing.T, c *harness.Container) int {
+	t.Helper()
+	n := 0
+	pid := procfs.HostPID(c.PID)
+	err := procfs.New(os.DirFS("/proc")).EachChild(pid, pid, func(procfs.HostPID) bool {
+		n++
+		return true
+	})
+	if err != nil {
+		t.Fatalf("children of container %s: %v", c.ID(), err)
+	}
+	return n
+}
+
+// TestStorm: thousands of zombies at once are gone soon, PID 1 is never stopped for long, and neither events nor the log become a
+// storm of their own.
+func TestStorm(t *testing.T) {
+	const (
+		count = 2500
+		// A stop is meant to take 5 ms; the machine may have other things to do than to let it end.
+		maxStop = 250 * time.Millisecond
+		burst   = 200 // the defaults of orphanEventBurst and orphanEventRate
+		rate    = 50
+	)
+	d := daemon(t)
+	name := reaper(t)
+	events := subscribe(t, d)
+	c := run(t, d, harness.Spec{Runtime: name, Args: []string{"/bin/pause1", "poll"}})
+	began := time.Now()
+	if r := exec(t, c, "/bin/storm", "-n", fmt.Sprint(count), "-j", "2"); r.Stdout != fmt.Sprintf("orphans %d\n", count) {
+		t.Fatalf("the storm says %q", r.Stdout)
+	}
+	forked, most := time.Since(began), backlog(t, c)
+	testutil.Eventually(t, time.Minute, func() (bool, string) {
+		n := backlog(t, c)
+		return n == 0, fmt.Sprintf("%d children", n)
+	})
+	took := time.Since(began)
+	final := finalStats(t, events, c)
+	if final.GetReapedByTracer() != count || final.GetVanished() != 0 || final.GetContradictions() != 0 {
+		t.Errorf("%d reaped, %d vanished, %d contradictions; want %d, 0 and 0", final.GetReapedByTracer(), final.GetVanished(),
+			final.GetContradictions(), count)
+	}
+	stop := final.GetLongestStop().AsDuration()
+	if stop > maxStop {
+		t.Errorf("PID 1 was stopped for %v, want at most %v", stop, maxStop)
+	}
+	// Two attaches for each zombie would mean that batches are none.
+	if n := final.GetAttaches(); n == 0 || n > count/2 {
+		t.Errorf("%d attaches for %d zombies", n, count)
+	}
+	sent, dropped := len(events.OrphanExits(c.ID())), int(final.GetOrphanEventsDropped())
+	limit := burst + int(rate*(took+time.Second).Seconds())
+	if sent+dropped != count || sent > limit {
+		t.Errorf("%d exits sent and %d left out of %d, want at most %d sent", sent, dropped, count, limit)
+	}
+	lines := 0
+	for line := range strings.Lines(d.Log()) {
+		if strings.Contains(line, "id="+c.ID()+" ") || strings.Contains(line, "id="+c.ID()+"\n") {
+			lines++
+		}
+	}
+	if lines > limit+50 {
+		t.Errorf("%d lines in the log, want at most %d", lines, limit+50)
+	}
+	t.Logf("%d orphans forked in %v, at most %d at once, all gone after %v: %d attaches, longest stop %v, refusals %v, %d log lines",
+		count, forked.Round(time.Millisecond), most, took.Round(time.Millisecond), final.GetAttaches(), stop, final.GetRefusals(), lines)
+}
+
+// TestBusyLeak: 300 orphans a second below an event loop that has a handler for SIGCHLD. Most attaches end early, with the signal of
+// the next orphan; the zombies go all the same, and PID 1 misses no signal and keeps its own child.
+func TestBusyLeak(t *testing.T) {
+	const (
+		rate    = 300
+		seconds = 6
+		leakers = 3
+	)
+	d := daemon(t)
+	name := reaper(t)
+	events := subscribe(t, d)
+	for _, args := range [][]string{{"/bin/busy"}, {"/bin/busy", "-w", "500"}, {"/bin/busy", "-t"}} {
+		t.Run(strings.TrimPrefix(strings.Join(args, " "), "/bin/"), func(t *testing.T) {
+			c := run(t, d, harness.Spec{Runtime: name, Args: args})
+			var child int
+			testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+				_, err := fmt.Sscanf(c.Stdout.String(), "child is %d", &child)
+				return err == nil, fmt.Sprintf("busy says %q", c.Stdout.String())
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			var leaks []*harness.Exec
+			for range leakers {
+				e, err := c.StartExec(ctx, "/bin/leak", "-n", fmt.Sprint(rate*seconds/leakers), "-r", fmt.Sprint(rate/leakers))
+				if err != nil {
+					t.Fatal(err)
+				}
+				leaks = append(leaks, e)
+			}
+			done := make(chan error, 1)
+			go func() {
+				var errs []error
+				for _, e := range leaks {
+					r, err := e.Finish(ctx)
+					if err == nil && r.Code != 0 {
+						err = fmt.Errorf("leak: exit code %d, %s", r.Code, r.Stderr)
+					}
+					errs = append(errs, err)
+				}
+				done <- errors.Join(errs...)
+			}()
+			most := 0
+			ticker := time.NewTicker(100 * time.Millisecond)
+			defer ticker.Stop()
+			for leaking := true; leaking; {
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Fatal(err)
+					}
+					leaking = false
+				case <-ticker.C:
+					most = max(most, backlog(t, c))
+				}
+			}
+			ended := time.Now()
+			testutil.Eventually(t, 30*time.Second, func() (bool, string) {
+				n := backlog(t, c)
+				return n == 1, fmt.Sprintf("%d children, want the own one", n)
+			})
+			t.Logf("at most %d at once, all gone %v after the last", most, time.Since(ended).Round(time.Millisecond))
+
+			exec(t, c, "/bin/sh", "-c", fmt.Sprintf("kill %d", child))
+			status, err := c.Wait(ctx)
+			if err != nil || status.ExitCode() != 0 {
+				t.Errorf("PID 1 ended with %d, %v; it says %q", status.ExitCode(), err, c.Stdout.String()+c.Stderr.String())
+			}
+			var got, signals int
+			lines := strings.SplitAfterN(c.Stdout.String(), "\n", 2)
+			if _, err := fmt.Sscanf(lines[len(lines)-1], "child %d, signals %d", &got, &signals); err != nil || got != int(syscall.SIGTERM) || signals == 0 {
+				t.Errorf("busy says %q, want the status of its child, killed by SIGTERM", c.Stdout.String())
+			}
+			final := finalStats(t, events, c)
+			t.Logf("%d attaches, longest stop %v, refusals %v; %d signals", final.GetAttaches(), final.GetLongestStop().AsDuration(),
+				final.GetRefusals(), signals)
+			if n := final.GetReapedByTracer(); n != rate*seconds {
+				t.Errorf("%d reaped, want %d", n, rate*seconds)
+			}
+		})
+	}
+}
+
+// TestStormLong begins with 100,000 zombies below one PID 1, found all at once, and goes on with a leak as fast as the machine can
+// fork, whose backlog may grow for no longer than five seconds.
+func TestStormLong(t *testing.T) {
+	if os.Getenv(stormEnv) == "" {
+		t.Skipf("runs for the time in %s: make test-storm DURATION=1m", stormEnv)
+	}
+	duration, err := time.ParseDuration(os.Getenv(stormEnv))
+	if err != nil {
+		t.Fatalf("%s: %v", stormEnv, err)
+	}
+	count := 100000
+	if s := os.Getenv(stormZombiesEnv); s != "" {
+		if count, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("%s: %v", stormZombiesEnv, err)
+		}
+	}
+	d := daemon(t)
+	name := reaper(t)
+	raisePIDMax(t, 2*count+20000)
+	storm := func(t *testing.T, c *harness.Container, args ...string) *osexec.Cmd {
+		// Not an exec of the container's: the shim stands still, and must not know of it beforehand.
+		path := filepath.Join("/proc", fmt.Sprint(c.PID), "root/bin/storm")
+		cmd := osexec.Command("nsenter", append([]string{"-p", "-t", fmt.Sprint(c.PID), "setsid", "-w", path}, args...)...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		return cmd
+	}
+
+	t.Run(fmt.Sprint(count), func(t *testing.T) {
+		events := subscribe(t, d)
+		c := run(t, d, harness.Spec{Runtime: name, Args: []string{"/bin/pause1", "poll"}})
+		shim, err := c.Shim()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, err := harness.MemoryOf(shim.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(shim.PID, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		cont := func() { _ = syscall.Kill(shim.PID, syscall.SIGCONT) }
+		defer cont()
+		began := time.Now()
+		if out, err := storm(t, c, "-n", fmt.Sprint(count), "-j", fmt.Sprint(runtime.NumCPU())).CombinedOutput(); err != nil {
+			t.Fatalf("storm: %v, %s", err, out)
+		}
+		n := backlog(t, c)
+		t.Logf("%d zombies in %v", n, time.Since(began).Round(time.Millisecond))
+		if n < count {
+			t.Fatalf("%d zombies, want %d", n, count)
+		}
+		cont()
+		began = time.Now()
+		var peak int64
+		// 300 µs for each, of which up to a half is the time in which PID 1 runs.
+		testutil.Eventually(t, 10*time.Second+time.Duration(count)*300*time.Microsecond, func() (bool, string) {
+			if m, err := harness.MemoryOf(shim.PID); err == nil {
+				peak = max(peak, m.RSS)
+			}
+			n = backlog(t, c)
+			return n == 0, fmt.Sprintf("%d children", n)
+		})
+		took := time.Since(began)
+		final := finalStats(t, events, c)
+		t.Logf("gone in %v, %v for each; %d attaches, longest stop %v, refusals %v; the shim's memory %d KiB, at most %d KiB",
+			took.Round(time.Millisecond), took/time.Duration(count), final.GetAttaches(), final.GetLongestStop().AsDuration(),
+			final.GetRefusals(), before.RSS>>10, peak>>10)
+		if grown := peak - before.RSS; grown > 48<<20 {
+			t.Errorf("the shim has grown by %d KiB", grown>>10)
+		}
+	})
+
+	t.Run("leak", func(t *testing.T) {
+		events := subscribe(t, d)
+		c := run(t, d, harness.Spec{Runtime: name, Args: []string{"/bin/pause1", "poll"}})
+		cmd := storm(t, c, "-n", "0", "-j", fmt.Sprint(runtime.NumCPU()), "-m", fmt.Sprint(duration.Milliseconds()))
+		var out strings.Builder
+		cmd.Stdout = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		var samples []int // one a second
+		ticker := time.NewTicker(time.Second)
+		defer ticker.Stop()
+		for leaking := true; leaking; {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Fatal(err)
+				}
+				leaking = false
+			case <-ticker.C:
+				samples = append(samples, backlog(t, c))
+			}
+		}
+		ended := time.Now()
+		testutil.Eventually(t, time.Minute, func() (bool, string) {
+			n := backlog(t, c)
+			return n == 0, fmt.Sprintf("%d children", n)
+		})
+		final := finalStats(t, events, c)
+		t.Logf("%s: %.0f a second; backlog each second %v; gone %v after the end; %d attaches, longest stop %v, refusals %v",
+			strings.TrimSpace(out.String()), float64(final.GetReapedByTracer())/duration.Seconds(), samples,
+			time.Since(ended).Round(time.Millisecond), final.GetAttaches(), final.GetLongestStop().AsDuration(), final.GetRefusals())
+		if grows := longestGrowth(samples); grows > 5 {
+			t.Errorf("the backlog grew for %d seconds: %v", grows, samples)
+		}
+	})
+}
+
+// longestGrowth returns for how many samples in a row a backlog has kept growing: from one until the first that is not above all
+// before it. A growth that only pauses is one.
+func longestGrowth(samples []int) int {
+	longest := 0
+	for i := range samples {
+		top, n := samples[i], 0
+		pause := 0
+		for _, s := range samples[i+1:] {
+			if s > top {
+				top = s
+				n += 1 + pause
+				pause = 0
+			} else if pause++; pause > 3 {
+				break
+			}
+		}
+		longest = max(longest, n)
+	}
+	return longest
+}
+
+func TestLongestGrowth(t *testing.T) {
+	for _, c := range []struct {
+		samples []int
+		want    int
+	}{
+		{nil, 0},
+		{[]int{5, 5, 5, 4}, 0},
+		{[]int{1, 2, 3, 3, 3, 3, 3, 3}, 2},
+		{[]int{1, 2, 3, 3, 4, 5, 4, 6}, 7},
+		{[]int{9, 1, 2, 9, 1, 2, 9}, 2},
+	} {
+		if got := longestGrowth(c.samples); got != c.want {
+			t.Errorf("%v: %d, want %d", c.samples, got, c.want)
+		}
+	}
+}
+
+// raisePIDMax makes room for so many processes until the test ends.
+func raisePIDMax(t *testing.T, want int) {
+	t.Helper()
+	const file = "/proc/sys/kernel/pid_max"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if threads, err := os.ReadFile("/proc/sys/kernel/threads-max"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(threads))); err == nil && n < want {
+			testutil.Lacks(t, fmt.Sprintf("kernel.threads-max is %d", n), fmt.Sprintf("a machine for %d processes", want))
+		}
+	}
+	if old >= want {
+		return
+	}
+	if err := os.WriteFile(file, []byte(fmt.Sprint(want)), 0); err != nil {
+		testutil.Lacks(t, err.Error(), fmt.Sprintf("set kernel.pid_max to %d", want))
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(file, data, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,18 @@
+package sweep
+
+import "github.com/reaper-shim/reaper/runtime/tracer"
+
+// SetLimits makes the bounds of a sweeper small, so that a test need not make 100,000 zombies to get to them.
+func (s *Sweeper) SetLimits(look, tracked, useless, verify int) {
+	s.limits = limits{look: look, tracked: tracked, useless: useless, verify: verify}
+}
+
+// Tracked returns how many zombies are remembered.
+func (s *Sweeper) Tracked() int { return len(s.zombies) }
+
+// MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal.
+const (
+	MaxStop    = maxStop
+	MaxBatch   = tracer.MaxBatch
+	QuickFirst = quickFirst
+)

@@ -1,0 +1,400 @@
+package sweep_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/lineage"
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/sweep"
+	"github.com/reaper-shim/reaper/runtime/tracer"
+)
+
+// startHerd starts a PID 1 that makes zombies by the thousand.
+func startHerd(t testing.TB) *pid1 {
+	t.Helper()
+	testutil.Root(t)
+	bin := filepath.Join(t.TempDir(), "herd")
+	cc := testutil.Tool(t, "gcc")
+	if out, err := exec.Command(cc, "-static", "-pthread", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/herd.c").CombinedOutput(); err != nil {
+		t.Fatalf("compile herd.c: %v\n%s", err, out)
+	}
+	return start(t, bin, "herd")
+}
+
+func (p *pid1) herd(what string, n int) {
+	p.t.Helper()
+	if _, err := fmt.Fprintln(p.in, what, n); err != nil {
+		p.t.Fatal(err)
+	}
+	p.expect("done")
+}
+
+// aged waits until all that herd has forked is old enough to be identified by its start time.
+func (p *pid1) aged() {
+	p.t.Helper()
+	born := sweep.BootTicks()
+	testutil.Eventually(p.t, 5*time.Second, func() (bool, string) {
+		now := sweep.BootTicks()
+		return now > born+lineage.MinTicks, fmt.Sprint(now)
+	})
+}
+
+// counted is /proc, and counts what is read of it.
+type counted struct {
+	fs.FS
+	opened, status, pages atomic.Int64 // files of single processes, those of them that are status files, reads of children files
+}
+
+func (c *counted) Open(name string) (fs.File, error) {
+	f, err := c.FS.Open(name)
+	if strings.HasSuffix(name, "/children") && err == nil {
+		return countedFile{f, &c.pages}, nil
+	}
+	c.opened.Add(1)
+	if strings.HasSuffix(name, "/status") {
+		c.status.Add(1)
+	}
+	return f, err
+}
+
+type countedFile struct {
+	fs.File
+	reads *atomic.Int64
+}
+
+func (f countedFile) Read(p []byte) (int, error) {
+	f.reads.Add(1)
+	return f.File.Read(p)
+}
+
+// The work of a sweep grows with the number of zombies and not faster: one stat file for each that is new, one status file for each
+// that is asked for, and for the list of children a read for each page of it.
+func TestWorkIsLinear(t *testing.T) {
+	const asked = 1 // attach takes all that it is asked for
+	for _, n := range []int{10, 100, 1000} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			p := startHerd(t)
+			proc := &counted{FS: os.DirFS("/proc")}
+			p.proc = procfs.New(proc)
+			p.herd("adopted", n)
+			p.aged()
+			r := &recorder{}
+			released := 0
+			r.answer = func(req tracer.Request) tracer.Report {
+				p.herd("reap", len(req.Zombies)) // the oldest come first, there and here
+				released += len(req.Zombies)
+				return answerAll(tracer.Reaped, "")(req)
+			}
+			s, c := p.sweeper(r, time.Hour)
+			s.SetCgroups(nil)
+			proc.opened.Store(0)
+			mustSweep(t, s)
+			if got, want := proc.opened.Load(), int64(n+5); got > want {
+				t.Errorf("the first sweep opened %d files, want at most %d", got, want)
+			}
+			if got, want := proc.pages.Load(), int64(n*7/4096+3); got > want { // at most six digits and a space each
+				t.Errorf("the first sweep took %d reads of children files, want at most %d", got, want)
+			}
+			if got := proc.status.Load(); got > 3 {
+				t.Errorf("%d status files were read though nothing was asked for", got)
+			}
+			if st := s.Stats(); st.Adopted != n {
+				t.Fatalf("%d adopted zombies found, want %d", st.Adopted, n)
+			}
+
+			c.now = c.now.Add(2 * time.Hour)
+			proc.opened.Store(0)
+			proc.status.Store(0)
+			for released < n {
+				before := released
+				mustSweep(t, s)
+				if released == before {
+					t.Fatalf("%d of %d asked for, and no more", released, n)
+				}
+			}
+			// Each is looked at once more, now that the last look is two hours ago, and asked for.
+			if got, want := proc.opened.Load(), int64((2+asked)*n+20); got > want {
+				t.Errorf("%d files opened to have %d zombies reaped, want at most %d", got, n, want)
+			}
+			if got, want := proc.status.Load(), int64(asked*n+20); got > want {
+				t.Errorf("%d status files read, want at most %d", got, want)
+			}
+			if most := int64(3 * (n/sweep.MaxBatch + 8)); int64(len(r.requests)) > most {
+				t.Errorf("%d requests, want at most %d", len(r.requests), most)
+			}
+			mustSweep(t, s)
+			if s.Tracked() != 0 {
+				t.Errorf("%d zombies are remembered, and none is left", s.Tracked())
+			}
+		})
+	}
+}
+
+// However many zombies there are that nobody may reap, memory and the work of one sweep stay bounded, all are counted, and the
+// orphans behind them are found.
+func TestMemoryIsBounded(t *testing.T) {
+	const own, adopted, look, tracked, useless, verify = 700, 40, 50, 100, 60, 20
+	p := startHerd(t)
+	proc := &counted{FS: os.DirFS("/proc")}
+	p.proc = procfs.New(proc)
+	p.herd("own", own)
+	p.herd("adopted", adopted)
+	r := &recorder{answer: answerAll(tracer.Reaped, "")}
+	s, c := p.sweeper(r, 0)
+	s.SetLimits(look, tracked, useless, verify)
+	s.SetForkLog(sessionLog{p})
+	s.SetCgroups(nil)
+	asked := func() map[procfs.HostPID]bool {
+		set := make(map[procfs.HostPID]bool)
+		for _, pid := range r.asked() {
+			set[pid] = true
+		}
+		return set
+	}
+	more := 0
+	for i := 0; len(asked()) < adopted; i++ {
+		if i > 10*(own+adopted)/look {
+			t.Fatalf("%d of %d orphans found in %d sweeps: %+v", len(asked()), adopted, i, s.Stats())
+		}
+		proc.opened.Store(0)
+		pages := proc.pages.Load()
+		res := mustSweep(t, s)
+		if res.More {
+			more++
+		}
+		c.now = c.now.Add(time.Second)
+		if s.Tracked() > tracked {
+			t.Fatalf("%d zombies are remembered, want at most %d", s.Tracked(), tracked)
+		}
+		// Looks and those of the test's fork log, second looks, the status of what is asked for, and PID 1.
+		if got := proc.opened.Load(); got > 2*look+verify+adopted+10 {
+			t.Fatalf("a sweep opened %d files", got)
+		}
+		if got := proc.pages.Load() - pages; got > 5 {
+			t.Fatalf("a sweep took %d reads of the list", got)
+		}
+	}
+	if more == 0 {
+		t.Error("no sweep asked for the next at once, although it had ended at a limit")
+	}
+	// The recorder has released none: they are found again, and every own one is counted once in each pass.
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		c.now = c.now.Add(time.Second)
+		return s.Stats().Own == own, fmt.Sprintf("%+v", s.Stats())
+	})
+	for _, req := range r.requests {
+		for _, z := range req.Zombies {
+			if st, err := p.proc.Stat(z.PID); err != nil || st.Session == p.pid() {
+				t.Fatalf("asked for process %d of PID 1's own session: %+v, %v", z.PID, st, err)
+			}
+		}
+	}
+	// PID 1 changes its mind and reaps them: all are forgotten.
+	p.herd("reap", own+adopted)
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		c.now = c.now.Add(time.Second)
+		st := s.Stats()
+		return s.Tracked() == 0 && st.Own+st.Adopted+st.Unproven == 0, fmt.Sprintf("%d tracked, %+v", s.Tracked(), st)
+	})
+}
+
+// sessionLog is a fork log that knows what herd forks by its session.
+type sessionLog struct{ p *pid1 }
+
+func (sessionLog) Sync() {}
+func (l sessionLog) Lookup(pid procfs.HostPID, _ uint64) lineage.Fork {
+	if st, err := l.p.proc.Stat(pid); err == nil && st.Session == l.p.pid() {
+		return lineage.ForkedByInit
+	}
+	return lineage.ForkUnknown
+}
+
+// PID 1 gets to run: it is stopped for less than half of the time however much is due, and a batch is what fits in one stop.
+func TestRoomBetweenAttaches(t *testing.T) {
+	const zombies, perZombie = 1500, 100 * time.Microsecond
+	const fits = int(sweep.MaxStop / perZombie)
+	p := startHerd(t)
+	p.herd("adopted", zombies)
+	p.aged()
+	var (
+		stops   []time.Time // their beginnings
+		stopped time.Duration
+		done    int
+	)
+	r := &recorder{}
+	r.answer = func(req tracer.Request) tracer.Report {
+		stops = append(stops, time.Now())
+		if req.MaxStop != sweep.MaxStop {
+			t.Errorf("a stop of %v was asked for", req.MaxStop)
+		}
+		n := min(len(req.Zombies), fits)
+		rep := answerAll(tracer.Left, tracer.ReasonBudget)(req)
+		for i := range n {
+			rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+		}
+		rep.Stopped = time.Duration(n) * perZombie
+		stopped += rep.Stopped
+		done += n
+		p.herd("reap", n)
+		time.Sleep(time.Until(stops[len(stops)-1].Add(rep.Stopped)))
+		return rep
+	}
+	s, _ := p.sweeper(r, 0)
+	began := time.Now()
+	for done < zombies {
+		before := done
+		if res := mustSweep(t, s); done == before {
+			t.Fatalf("%d of %d reaped, and no more: %+v", done, zombies, res)
+		}
+	}
+	if wall := time.Since(began); 2*stopped >= wall {
+		t.Errorf("PID 1 was stopped for %v of %v", stopped, wall)
+	}
+	for i := 1; i < len(stops); i++ {
+		n := min(len(r.requests[i-1].Zombies), fits)
+		if gap := stops[i].Sub(stops[i-1]) - time.Duration(n)*perZombie; gap < time.Duration(n)*perZombie {
+			t.Errorf("%v between a stop of %v and the next", gap, time.Duration(n)*perZombie)
+		}
+	}
+	// What is asked for beyond what fits is checked for nothing.
+	for i, req := range r.requests[5:] {
+		if n := len(req.Zombies); n > 2*fits {
+			t.Errorf("request %d names %d zombies, and %d fit", i+5, n, fits)
+		}
+	}
+	if n := len(r.requests); n > 2*zombies/fits {
+		t.Errorf("%d requests for %d zombies, of which %d fit in one", n, zombies, fits)
+	}
+}
+
+// A signal for PID 1 ends an attach. As long as the attaches get somewhere the next one comes at once, and smaller.
+func TestSignalIsNoRefusal(t *testing.T) {
+	const zombies, got = 60, 3
+	p := startHerd(t)
+	p.herd("adopted", zombies)
+	p.aged()
+	r := &recorder{}
+	progress := true
+	r.answer = func(req tracer.Request) tracer.Report {
+		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
+		rep.Reason, rep.Stopped = tracer.ReasonSignal, time.Microsecond
+		if progress {
+			for i := range min(got, len(req.Zombies)) {
+				rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+			}
+			p.herd("reap", min(got, len(req.Zombies)))
+		}
+		return rep
+	}
+	s, c := p.sweeper(r, 0)
+	// At one moment of the sweeper's time: nothing is put off.
+	testutil.Eventually(t, 30*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		return s.Stats().Reaped == zombies, fmt.Sprintf("%+v", s.Stats())
+	})
+	if n := len(r.requests[1].Zombies); n > 8 {
+		t.Errorf("the request after one that came to %d names %d", got, n)
+	}
+	// Without progress it is put off, but not for long.
+	progress = false
+	p.herd("adopted", 1)
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		asked := len(r.requests)
+		mustSweep(t, s)
+		return len(r.requests) > asked, fmt.Sprintf("%+v", s.Stats())
+	})
+	asked := len(r.requests)
+	mustSweep(t, s)
+	if len(r.requests) != asked {
+		t.Error("asked again at once")
+	}
+	c.now = c.now.Add(sweep.QuickFirst)
+	mustSweep(t, s)
+	if len(r.requests) == asked {
+		t.Errorf("not asked again after %v", sweep.QuickFirst)
+	}
+}
+
+// The real tracer, and all that the limits allow for: every zombie goes, and PID 1 runs in between.
+func TestManyZombiesAreReaped(t *testing.T) {
+	const zombies = 2000
+	worker, err := testutil.FindTool(tracer.WorkerName)
+	if err != nil {
+		worker = filepath.Join(t.TempDir(), tracer.WorkerName)
+		root, err := testutil.RepoRoot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		build := exec.Command("go", "build", "-o", worker, "./cmd/reaper-tracer")
+		build.Dir = root
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build the tracer: %v\n%s", err, out)
+		}
+	}
+	if why := tracer.Supported(); why != "" {
+		t.Skipf("the tracer: %s", why)
+	}
+	// herd sits in read(2), which the tracer leaves alone; its sibling in pause(2) does not.
+	p := startHerd(t)
+	p.herd("park", 1)
+	p.herd("adopted", zombies)
+	client := tracer.NewClient(worker)
+	defer client.Close()
+	s, _ := p.sweeper(client, 0)
+	seen := 0
+	testutil.Eventually(t, time.Minute, func() (bool, string) {
+		res, err := s.Sweep(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen += len(res.Reaped)
+		return seen == zombies, fmt.Sprintf("%d reaped, %+v", seen, s.Stats())
+	})
+	st := s.Stats()
+	t.Logf("%d attaches, longest stop %v", st.Attaches, st.LongestStop)
+	if children, err := p.proc.ThreadChildren(p.pid(), p.pid()); err != nil || len(children) != 0 {
+		t.Errorf("%d children are left, %v", len(children), err)
+	}
+}
+
+// BenchmarkSweep is the time of the first look at so many zombies, and of the next one, which knows them.
+func BenchmarkSweep(b *testing.B) {
+	for _, n := range []int{10, 100, 1000, 5000, 20000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := startHerd(b)
+			p.herd("own", n)
+			var first, next time.Duration
+			for b.Loop() {
+				s, c := p.sweeper(nil, time.Hour)
+				s.SetLimits(n, n, n, 1024)
+				s.SetCgroups(nil)
+				for _, d := range []*time.Duration{&first, &next} {
+					began := time.Now()
+					if _, err := s.Sweep(context.Background()); err != nil {
+						b.Fatal(err)
+					}
+					*d += time.Since(began)
+					c.now = c.now.Add(time.Second)
+				}
+				if s.Tracked() != n {
+					b.Fatalf("%d zombies found, want %d", s.Tracked(), n)
+				}
+			}
+			per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(b.N) / float64(n) / 1000 }
+			b.ReportMetric(per(first), "µs/zombie-first")
+			b.ReportMetric(per(next), "µs/zombie-next")
+		})
+	}
+}

@@ -1,0 +1,261 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+const (
+	// recoverWait bounds one try. A thread that does not stop in that time is frozen or gets no CPU; it executes nothing of
+	// its own either, and the client tries again.
+	recoverWait = 10 * time.Second
+	// recoverNap is between two looks at a thread that is about to stop.
+	recoverNap = 200 * time.Microsecond
+	// recoverLooks is how often a thread that need not stop is looked at.
+	recoverLooks = 50
+)
+
+// Recover puts back what a worker that has died left behind: registers, signal mask, a stopped process. It is meant for a
+// process that does nothing else, on a locked OS thread, once the worker is gone. It may be killed and run again at any
+// point: what it does depends on what it finds.
+//
+// An error means that the thread is still as it was; the journal is then still open.
+func Recover(j *Journal) error { return mend(j, options{exitStop: restoreAtExit}) }
+
+func mend(j *Journal, opts options) error {
+	if j.phase() == phaseIdle {
+		return nil
+	}
+	m := &mender{
+		options: opts,
+		j:       j.page,
+		t:       &thread{tid: int(j.page.tid), tgid: int(j.page.pid)},
+		proc:    procfs.New(os.DirFS("/proc")),
+		until:   time.Now().Add(recoverWait),
+	}
+	err := m.run()
+	if err == nil || errors.Is(err, errGone) || errors.Is(err, procfs.ErrVanished) {
+		j.close()
+		return nil
+	}
+	return err
+}
+
+type mender struct {
+	options
+	j     *journalPage
+	t     *thread
+	proc  *procfs.FS
+	until time.Time
+}
+
+func (m *mender) run() error {
+	for {
+		st, err := m.look()
+		if err != nil {
+			return err
+		}
+		switch {
+		case st.TracerPid != 0:
+			// The dead worker's hold ends before anybody can learn of its death, so this is somebody else.
+			err = fmt.Errorf("thread %d is traced by process %d", m.t.tid, st.TracerPid)
+		case phase(m.j.phase.Load()) == phaseAttached:
+			return m.undoStop()
+		case !m.needed(st):
+			return nil
+		default:
+			if err = m.t.seize(); err == nil {
+				return m.attached()
+			}
+			if errors.Is(err, errGone) {
+				return err
+			}
+		}
+		if time.Now().After(m.until) {
+			return err
+		}
+		time.Sleep(recoverNap)
+	}
+}
+
+// look returns the status of the thread; procfs.ErrVanished if it is not the one of the journal.
+func (m *mender) look() (procfs.Status, error) {
+	pid, tid := procfs.HostPID(m.j.pid), procfs.HostPID(m.j.tid)
+	stat, err := m.proc.ThreadStat(pid, tid)
+	if err != nil {
+		return procfs.Status{}, err
+	}
+	if stat.StartTime != m.j.born || stat.State == procfs.StateZombie || stat.State == procfs.StateDead {
+		return procfs.Status{}, procfs.ErrVanished
+	}
+	return settled(func() (procfs.Status, error) { return m.proc.ThreadStatus(pid, tid) })
+}
+
+// needed reports whether the thread shows a trace of us: our mask, the pin, or a stop. A mask that is all signals by the
+// thread's own will tells nothing.
+func (m *mender) needed(st procfs.Status) bool {
+	full := allSignals &^ unblockable
+	return st.SigBlk == full || procfs.SignalSet(m.j.mask)&^unblockable == full ||
+		st.SigPnd.Has(sigStop) || st.State == procfs.StateStopped
+}
+
+// attached has the thread come to a stop and puts back what is not its own.
+func (m *mender) attached() error {
+	m.step("recover-seized")
+	if err := m.t.interrupt(); err != nil {
+		return err
+	}
+	for {
+		s, err := m.t.wait(time.Until(m.until))
+		if err != nil {
+			return err
+		}
+		resume := 0
+		switch s.kind {
+		case stopGone:
+			return errGone
+		case stopEvent:
+			if err := m.registers(); err != nil {
+				return err
+			}
+			ours, _, _, err := m.t.pendingStops()
+			if err != nil {
+				return err
+			}
+			if ours == 0 {
+				if m.j.woken.Load() == 0 {
+					return m.release(0)
+				}
+				// Somebody has died in the middle of wake.
+				if err := m.t.pin(); err != nil {
+					return err
+				}
+			}
+		case stopGroup:
+			if err := m.registers(); err != nil {
+				return err
+			}
+			if theirs, err := m.theirStop(); err != nil {
+				return err
+			} else if theirs {
+				return m.release(0) // into the stop
+			}
+			if err := m.wake(); err != nil {
+				return err
+			}
+		case stopSignal:
+			info, err := m.t.sigInfo()
+			if err != nil {
+				return err
+			}
+			if s.sig == sigStop {
+				if err := m.registers(); err != nil {
+					return err
+				}
+				if info.mark || info.code == siUser && info.pid == 0 && m.j.pinned.Load() == 1 || m.j.isInit == 1 && !info.fromOutside() {
+					return m.release(0)
+				}
+				return m.release(sigStop)
+			}
+			resume = s.sig // the mask was its own, and so are the registers
+		default:
+			return fmt.Errorf("unexpected %v", s)
+		}
+		if err := m.t.cont(resume); err != nil {
+			return err
+		}
+	}
+}
+
+// registers puts the thread's own registers back if those of the swap are still there. It has then not executed a single
+// instruction since: waitid's arguments survive none.
+func (m *mender) registers() error {
+	var r registers
+	if err := m.t.getRegs(&r); err != nil {
+		return fmt.Errorf("get registers: %w", err)
+	}
+	if r.swapped(&m.j.entry, int(m.j.nspid.Load())) || r == m.j.entry.rewound() {
+		// Rewound ones are right, but a handler that runs now has to end the call.
+		r = recovered(&m.j.parked, &m.j.entry, &m.j.end)
+	} else if c := classifyCall(r.nr(), r.args()); c.plainEINTR && c.endless && r.result() == resultEINTR {
+		r = r.withResult(errRestartNoHand)
+	} else {
+		return nil
+	}
+	if err := m.t.setRegs(&r); err != nil {
+		return fmt.Errorf("restore registers: %w", err)
+	}
+	m.step("recover-registers")
+	return nil
+}
+
+// theirStop reports whether the group stop is, or also is, somebody else's: a pin that is still pending has stopped nobody,
+// and a SIGSTOP from outside that is pending was sent since. What this cannot see is a SIGSTOP from outside that another
+// thread took while waitid was in flight: then nothing is left of it but the stop, which is taken for ours.
+func (m *mender) theirStop() (bool, error) {
+	ours, _, outside, err := m.t.pendingStops()
+	return ours > 0 || outside > 0 || m.j.pinned.Load() == 0, err
+}
+
+// wake ends the group stop with a SIGCONT, which wakes all threads, and takes that SIGCONT back with another pin: a stop
+// signal removes it from the queues (prepare_signal() in kernel/signal.c). So no handler sees it, and the thread that we
+// hold is stopped again if we die. The pin does not concern the other threads.
+func (m *mender) wake() error {
+	if err := m.t.setMask(allSignals); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	m.j.woken.Store(1)
+	if err := m.t.queue(sigCont); err != nil {
+		return fmt.Errorf("send SIGCONT: %w", err)
+	}
+	m.step("recover-woken")
+	if err := m.t.pin(); err != nil {
+		return fmt.Errorf("send SIGSTOP: %w", err)
+	}
+	m.step("recover-pinned")
+	return nil
+}
+
+// release restores the mask and detaches.
+func (m *mender) release(sig int) error {
+	if err := m.t.setMask(procfs.SignalSet(m.j.mask)); err != nil {
+		return fmt.Errorf("restore signal mask: %w", err)
+	}
+	m.step("recover-mask")
+	if err := m.t.detach(sig); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	m.step("recover-detached")
+	return nil
+}
+
+// undoStop is for a worker that has ended before it touched anything: a SIGSTOP from inside may have become effective,
+// because the process was traced (see attach.undoStop).
+func (m *mender) undoStop() error {
+	if m.j.isInit == 0 || m.j.otherStop.Load() == 1 {
+		return nil
+	}
+	for range recoverLooks {
+		st, err := m.look()
+		if err != nil {
+			return err
+		}
+		if (st.SigPnd | st.ShdPnd).Has(sigStop) || st.State == procfs.StateStopped {
+			if err := m.t.sendCont(); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("send SIGCONT: %w", err)
+			}
+			return nil
+		}
+		if st.State != procfs.StateRunning {
+			return nil // parked again: it has gone through its signals
+		}
+		time.Sleep(recoverNap)
+	}
+	return nil
+}
