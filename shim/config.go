@@ -24,11 +24,12 @@ type Mode string
 // The modes.
 const (
 	ModeAssist  Mode = "assist"  // PID 1 is made to reap proven orphans
+	ModeInit    Mode = "init"    // reaper-init is the first process and reaps
 	ModeObserve Mode = "observe" // zombies are counted and reported
 	ModeOff     Mode = "off"     // nothing: plain runc behaviour
 )
 
-var modes = []Mode{ModeAssist, ModeObserve, ModeOff}
+var modes = []Mode{ModeAssist, ModeInit, ModeObserve, ModeOff}
 
 // Annotations of the OCI spec, each more specific than the option of the same name. Values have the same form.
 const (

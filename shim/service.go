@@ -109,12 +109,22 @@ func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 
 // Create makes the container. The only thing that fails here and would not with runc is a bad option or annotation.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	cfg, err := s.prepare(r)
+	cfg, annotations, err := s.prepare(r)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 	}
 	t := newTask(r.ID, cfg)
-	if cfg.Mode == ModeAssist && s.tracer == nil {
+	if cfg.Mode == ModeInit {
+		var reason string
+		if t.reportDir, reason, err = insertInit(ctx, r, annotations); err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
+		}
+		if reason != "" {
+			log.L.WithField("id", r.ID).Infof("mode %s: left alone: %s", ModeInit, reason)
+			t.fallBack(ModeAssist, reason)
+		}
+	}
+	if mode, _ := t.effective(); mode == ModeAssist && s.tracer == nil {
 		t.fallBack(ModeObserve, s.tracerReason)
 	}
 
@@ -135,31 +145,31 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 }
 
 // prepare decides how the task is to be treated and rewrites its options into the form that the wrapped service expects.
-func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, error) {
+func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]string, error) {
 	var opts options
 	if r.Options != nil {
 		var err error
 		if opts, err = decodeOptions(r.Options); err != nil {
-			return Config{}, err
+			return Config{}, nil, err
 		}
 	}
 	sp, err := readSpec(r.Bundle)
 	if err != nil {
-		return Config{}, err
+		return Config{}, nil, err
 	}
 	cfg, err := configure(s.namespace, opts.toml, sp.Annotations)
 	if err != nil {
-		return Config{}, err
+		return Config{}, nil, err
 	}
 	if opts.runc == nil && sp.systemdCgroup() {
 		opts.runc = &runcoptions.Options{SystemdCgroup: true}
 	}
 	if opts.runc != nil {
 		if r.Options, err = runcAny(opts.runc); err != nil {
-			return Config{}, err
+			return Config{}, nil, err
 		}
 	}
-	return cfg, nil
+	return cfg, sp.Annotations, nil
 }
 
 func runcAny(o *runcoptions.Options) (*anypb.Any, error) {
@@ -181,10 +191,21 @@ func (s *service) identify(t *task, pid int, started bool) {
 		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
 		return
 	}
+	mode, _ := t.effective()
 	if p.ownsNS {
-		p.forks = openForks(t.id, p.pid, p.startTime, t.cfg.ForkLog, !started, time.Now())
+		policy := t.cfg.ForkLog
+		if mode == ModeInit {
+			policy = ForkLogOff // nothing is reaped on its word
+		}
+		p.forks = openForks(t.id, p.pid, p.startTime, policy, !started, time.Now())
 	}
 	t.process = p
+	if mode == ModeInit {
+		// Without reports the orphans are reaped all the same.
+		if t.reports, err = s.listenReports(t, t.reportDir); err != nil {
+			log.L.WithField("id", t.id).WithError(err).Warn("orphans will not be reported")
+		}
+	}
 	if t.namespace == s.hostNS {
 		s.children.add(t)
 	}
@@ -227,6 +248,9 @@ func (s *service) watch(t *task) {
 		return
 	}
 	if !t.ownsNS {
+		if mode == ModeInit {
+			return // its orphans do not come to PID 1
+		}
 		// PID 1 of this namespace belongs to a task of another shim, and what is done about it is decided there.
 		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim")
 		return
@@ -279,6 +303,7 @@ func (s *service) forget(id string) {
 	}
 	s.mu.Unlock()
 
+	t.reports.finish()
 	var (
 		stats sweep.Stats
 		forks forklog.Stats

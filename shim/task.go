@@ -33,6 +33,9 @@ type task struct {
 	limiter      *rate.Limiter
 	dropped      atomic.Uint64 // orphan events left out
 	reapedByShim atomic.Uint64
+	// In mode init: where reaper-init reports, a directory of the bundle, and what it reports; set with process.
+	reportDir string
+	reports   *reports
 }
 
 // process is the init process of a task. It is set once, before anybody else is told of the task or of its process: at the end
@@ -126,6 +129,7 @@ func cleanComm(comm string) string {
 // message is the report on the task. st is that of its PID namespace, zero where that is not the task's own.
 func (t *task) message(st sweep.Stats, forks forklog.Stats, final bool) *api.ZombieStats {
 	mode, reason := t.effective()
+	reported := t.reports.totalsNow()
 	m := &api.ZombieStats{
 		ContainerId:         t.id,
 		Pid:                 uint32(t.pid),
@@ -140,6 +144,8 @@ func (t *task) message(st sweep.Stats, forks forklog.Stats, final bool) *api.Zom
 		Oldest:              durationpb.New(st.Oldest),
 		ReapedByTracer:      st.Reaped,
 		ReapedByShim:        t.reapedByShim.Load(),
+		ReapedByInit:        reported.Reaped,
+		InitReportsDropped:  reported.Dropped,
 		Vanished:            st.Vanished,
 		Attaches:            st.Attaches,
 		LongestStop:         durationpb.New(st.LongestStop),

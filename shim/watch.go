@@ -141,6 +141,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		failing bool
 		// declined holds the reasons that have been logged.
 		declined = make(map[tracer.Reason]bool)
+		byInit   uint64    // orphans that reaper-init reported until the last sweep
 		pending  bool      // statistics have changed since they were published
 		told     time.Time // when they were published last
 		// notBefore keeps execs that come one after the other from making a long look at many children a load.
@@ -201,6 +202,9 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 				task: w.attribute(o.Cgroup), pid: int(o.PID), inner: int(o.NSPID),
 				command: o.Comm, status: o.Status, died: o.FirstSeen,
 			})
+		}
+		if n := w.owner.reports.totalsNow().Reaped; n != byInit {
+			byInit, res.Changed = n, true
 		}
 		pending = pending || res.Changed
 		now := time.Now()

@@ -282,6 +282,10 @@ func newDir() (string, error) {
 		if err != nil {
 			continue
 		}
+		// The user who is root of a user namespace has to get to the root file system.
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return "", err
+		}
 		self, err := procStat(os.Getpid())
 		if err != nil {
 			return "", err

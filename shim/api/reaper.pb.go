@@ -34,7 +34,7 @@ type ZombieStats struct {
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	// pid is the PID of the task on the host.
 	Pid uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	// mode is the one asked for: "assist", "observe" or "off".
+	// mode is the one asked for: "assist", "init", "observe" or "off".
 	Mode string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
 	// effective_mode is the one in force. It differs from mode where something is missing; effective_mode_reason says what.
 	EffectiveMode       string `protobuf:"bytes,4,opt,name=effective_mode,json=effectiveMode,proto3" json:"effective_mode,omitempty"`
@@ -64,6 +64,11 @@ type ZombieStats struct {
 	ReapedByTracer uint64 `protobuf:"varint,13,opt,name=reaped_by_tracer,json=reapedByTracer,proto3" json:"reaped_by_tracer,omitempty"`
 	// reaped_by_shim counts the orphans of a task in the host's PID namespace that escaped to the shim.
 	ReapedByShim uint64 `protobuf:"varint,14,opt,name=reaped_by_shim,json=reapedByShim,proto3" json:"reaped_by_shim,omitempty"`
+	// reaped_by_init counts the orphans that reaper-init says it reaped, in mode "init". It is the container's own word, within
+	// what can be: it never goes back, and never grows faster than processes can be made.
+	ReapedByInit uint64 `protobuf:"varint,28,opt,name=reaped_by_init,json=reapedByInit,proto3" json:"reaped_by_init,omitempty"`
+	// init_reports_dropped counts those of them of which nothing but the number is known: there was no room for the report.
+	InitReportsDropped uint64 `protobuf:"varint,29,opt,name=init_reports_dropped,json=initReportsDropped,proto3" json:"init_reports_dropped,omitempty"`
 	// vanished counts the adopted zombies that PID 1 reaped itself.
 	Vanished uint64 `protobuf:"varint,15,opt,name=vanished,proto3" json:"vanished,omitempty"`
 	// attaches counts how often PID 1 was stopped, longest_stop is the longest of these stops.
@@ -241,6 +246,20 @@ func (x *ZombieStats) GetReapedByTracer() uint64 {
 func (x *ZombieStats) GetReapedByShim() uint64 {
 	if x != nil {
 		return x.ReapedByShim
+	}
+	return 0
+}
+
+func (x *ZombieStats) GetReapedByInit() uint64 {
+	if x != nil {
+		return x.ReapedByInit
+	}
+	return 0
+}
+
+func (x *ZombieStats) GetInitReportsDropped() uint64 {
+	if x != nil {
+		return x.InitReportsDropped
 	}
 	return 0
 }
@@ -449,7 +468,8 @@ var File_reaper_proto protoreflect.FileDescriptor
 
 const file_reaper_proto_rawDesc = "" +
 	"\n" +
-	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb9\t\n" +
+	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\x91\n" +
+	"\n" +
 	"\vZombieStats\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x12\n" +
@@ -471,7 +491,9 @@ const file_reaper_proto_rawDesc = "" +
 	"\aholders\x18\v \x03(\v2\x1c.containerd.reaper.v1.HolderR\aholders\x121\n" +
 	"\x06oldest\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06oldest\x12(\n" +
 	"\x10reaped_by_tracer\x18\r \x01(\x04R\x0ereapedByTracer\x12$\n" +
-	"\x0ereaped_by_shim\x18\x0e \x01(\x04R\freapedByShim\x12\x1a\n" +
+	"\x0ereaped_by_shim\x18\x0e \x01(\x04R\freapedByShim\x12$\n" +
+	"\x0ereaped_by_init\x18\x1c \x01(\x04R\freapedByInit\x120\n" +
+	"\x14init_reports_dropped\x18\x1d \x01(\x04R\x12initReportsDropped\x12\x1a\n" +
 	"\bvanished\x18\x0f \x01(\x04R\bvanished\x12\x1a\n" +
 	"\battaches\x18\x10 \x01(\x04R\battaches\x12<\n" +
 	"\flongest_stop\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\vlongestStop\x12K\n" +
