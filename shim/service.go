@@ -25,6 +25,7 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 	"github.com/reaper-shim/reaper/runtime/tracer"
+	"github.com/reaper-shim/reaper/shim/api"
 )
 
 // service is containerd's task service with eyes for zombies. What it does not override goes to the wrapped service.
@@ -100,10 +101,12 @@ func (s *service) findTracer() {
 	log.L.WithError(err).Warn("no tracer: zombies will be observed and not reaped")
 }
 
-// RegisterTTRPC registers this service, and not the wrapped one, for both versions of the task API.
+// RegisterTTRPC registers this service, and not the wrapped one, for both versions of the task API, and the Reaper service
+// beside it.
 func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
 	registerTaskV2(server, s)
+	api.RegisterReaperService(server, reaperService{s})
 	return nil
 }
 

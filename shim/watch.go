@@ -18,6 +18,7 @@ type watcher struct {
 	s     *service
 	owner *task
 	kicks chan struct{}
+	asks  chan *ask // see reaper.go
 	stop  context.CancelFunc
 	done  chan struct{}
 
@@ -54,6 +55,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		s:       s,
 		owner:   owner,
 		kicks:   make(chan struct{}, 1),
+		asks:    make(chan *ask),
 		stop:    cancel,
 		done:    make(chan struct{}),
 		members: map[string]*task{owner.id: owner},
@@ -149,9 +151,16 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 	)
 	defer timer.Stop()
 	for {
+		var now *ask // somebody waits for this sweep
 		select {
 		case <-ctx.Done():
 			return
+		case a := <-w.asks:
+			if !a.reap {
+				a.list(sweeper)
+				continue
+			}
+			now = a
 		case <-w.kicks:
 			cadence.Reset()
 			// Never later than it would have been: kicks that come faster than this must not put it off for ever.
@@ -169,13 +178,15 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		}
 		dirs, shared, sweepable := w.cgroups()
 		if !sweepable {
+			now.refuse(errPaused)
 			next = time.Now().Add(cadence.Far)
 			timer.Reset(cadence.Far)
 			continue
 		}
 		sweeper.SetCgroups(dirs)
 		sweeper.SetShared(shared)
-		res, err := sweeper.Sweep(ctx)
+		res, err := now.sweep(ctx, sweeper)
+		now.answer(sweeper, res, err)
 		if errors.Is(err, sweep.ErrInitGone) {
 			return
 		}
@@ -207,14 +218,14 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			byInit, res.Changed = n, true
 		}
 		pending = pending || res.Changed
-		now := time.Now()
-		if pending && now.Sub(told) >= w.owner.cfg.StatsInterval {
+		at := time.Now()
+		if pending && at.Sub(told) >= w.owner.cfg.StatsInterval {
 			w.s.publishStats(w.owner, w.owner.message(stats, forks, false))
-			pending, told = false, now
+			pending, told = false, at
 		}
-		wait := cadence.Next(res, now)
-		notBefore = now.Add(kickShare * res.Looking)
-		next = now.Add(wait)
+		wait := cadence.Next(res, at)
+		notBefore = at.Add(kickShare * res.Looking)
+		next = at.Add(wait)
 		timer.Reset(wait)
 	}
 }

@@ -136,6 +136,7 @@ type Sweeper struct {
 	known     map[procfs.HostPID]bool // sighted at the last walk and still listed then; whether in the session of PID 1
 	forks     ForkLog
 	grace     time.Duration // cfg.Grace, or what was learned
+	impatient bool          // in SweepNow: proven orphans are due at first sight
 
 	nextFull, nextWalk time.Time
 	retryAt            time.Time // of whole requests
@@ -522,6 +523,8 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
 	age := time.Duration(0)
 	switch {
+	case z.judgement.Verdict == lineage.Adopted && s.impatient:
+		return z.firstSeen, true
 	case z.judgement.Verdict == lineage.Adopted:
 		age = s.grace
 	case z.judgement.Contradiction:
