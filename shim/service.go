@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/reaper-shim/reaper/internal/program"
 	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
@@ -85,7 +86,7 @@ func (s *service) findTracer() {
 	self, err := os.Executable()
 	if err == nil {
 		var path string
-		if path, err = tracer.Find(self); err == nil {
+		if path, err = program.Find(self, tracer.WorkerName); err == nil {
 			if reason := tracer.Supported(); reason == "" {
 				if s.tracerFile, err = os.Open(path); err == nil {
 					// By the shim's number: what "self" has under this descriptor changes between fork and exec.

@@ -299,33 +299,3 @@ func TestClientLeaksNothing(t *testing.T) {
 		return f <= fds && g <= goroutines
 	})
 }
-
-func TestFind(t *testing.T) {
-	dir, other := t.TempDir(), t.TempDir()
-	self := filepath.Join(dir, "shim")
-	t.Setenv("PATH", other)
-	_, err := Find(self)
-	if !errors.Is(err, ErrNoWorker) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), other) {
-		t.Errorf("nowhere: %v", err)
-	}
-	put := func(dir string, mode os.FileMode) string {
-		name := filepath.Join(dir, WorkerName)
-		os.Remove(name)
-		if err := os.WriteFile(name, nil, mode); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	onPath := put(other, 0o755)
-	if got, err := Find(self); got != onPath || err != nil {
-		t.Errorf("on PATH: %s, %v", got, err)
-	}
-	put(dir, 0o644)
-	if got, _ := Find(self); got != onPath {
-		t.Errorf("one that cannot be executed is taken: %s", got)
-	}
-	beside := put(dir, 0o755)
-	if got, err := Find(self); got != beside || err != nil {
-		t.Errorf("beside: %s, %v", got, err)
-	}
-}

@@ -1,11 +1,6 @@
 package tracer
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"time"
 
 	"github.com/reaper-shim/reaper/runtime/procfs"
@@ -131,27 +126,6 @@ func (r Report) Count(o Outcome) int {
 		}
 	}
 	return n
-}
-
-// ErrNoWorker is returned (wrapped) by [Find] when there is no worker executable.
-var ErrNoWorker = errors.New("no " + WorkerName + " executable")
-
-// Find returns the path of the worker's executable: beside the executable self (usually os.Executable's answer), else on
-// PATH. The error names both places.
-func Find(self string) (string, error) {
-	beside := filepath.Join(filepath.Dir(self), WorkerName)
-	fi, err := os.Stat(beside)
-	if err == nil && (!fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0) {
-		err = errors.New("not an executable file")
-	}
-	if err == nil {
-		return beside, nil
-	}
-	onPath, perr := exec.LookPath(WorkerName)
-	if perr == nil {
-		return onPath, nil
-	}
-	return "", fmt.Errorf("%w: beside the shim (%s): %w; on PATH (%s): %w", ErrNoWorker, beside, err, os.Getenv("PATH"), perr)
 }
 
 // Supported says whether this build can trace at all: "" if so, else the reason that every request would be declined for.
