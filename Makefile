@@ -187,7 +187,7 @@ lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
-	CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
