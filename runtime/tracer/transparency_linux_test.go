@@ -322,7 +322,9 @@ func (s *sitter) faults(b bounds) []string {
 			continue
 		}
 		for _, k := range slices.Sorted(maps.Keys(r)) {
-			if r[k] == "bad" {
+			// The futex of a thread that was just on its way back into the call when its word changed (finish).
+			again := k == "result" && strings.HasPrefix(call, "futex") && r["ret"] == "-11" && b.attached > 0
+			if r[k] == "bad" && !again {
 				fault("%s: %s", call, k)
 			}
 		}
