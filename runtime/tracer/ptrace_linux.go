@@ -38,6 +38,7 @@ type thread struct {
 	// Buffers that the kernel writes to, here so that no call allocates.
 	status uint32
 	iov    unix.Iovec
+	sysno  int32 // arm64
 	info   [syscallInfoMaxSize]byte
 	sig    [siginfoSize]byte
 	peek   struct {
@@ -125,26 +126,6 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // never fails (sched_yield(2))
 		}
 	}
-}
-
-func (t *thread) getRegs(r *registers) error {
-	t.iov.Base = (*byte)(unsafe.Pointer(r))
-	t.iov.SetLen(int(unsafe.Sizeof(*r)))
-	_, err := t.ptrace(unix.PTRACE_GETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
-	if err != nil {
-		return err
-	}
-	if uintptr(t.iov.Len) != unsafe.Sizeof(*r) {
-		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
-	}
-	return nil
-}
-
-func (t *thread) setRegs(r *registers) error {
-	t.iov.Base = (*byte)(unsafe.Pointer(r))
-	t.iov.SetLen(int(unsafe.Sizeof(*r)))
-	_, err := t.ptrace(unix.PTRACE_SETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
-	return err
 }
 
 // syscallInfo reads struct ptrace_syscall_info (include/uapi/linux/ptrace.h): op, 3 bytes of padding, arch, instruction
@@ -325,6 +306,14 @@ func (f *liveFacts) traced() bool {
 
 func (f *liveFacts) thread() (procfs.Status, error) {
 	return settled(func() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) })
+}
+
+func (f *liveFacts) syscall() procfs.Syscall {
+	sc, err := f.o.proc.ThreadSyscall(f.req.PID, f.tid)
+	if err != nil {
+		return procfs.Syscall{Running: true}
+	}
+	return sc
 }
 
 func (f *liveFacts) zombie(i int, quick bool) Reason {
