@@ -72,7 +72,9 @@ func (b *builder) unit(ctx context.Context) error {
 	return b.system()
 }
 
-func (b *builder) goEnv() []string { return []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + b.arch} }
+func (b *builder) goEnv() []string {
+	return []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + b.arch}
+}
 
 // test builds the tests of one package and has them run.
 func (b *builder) test(ctx context.Context, rel string) error {
@@ -91,7 +93,7 @@ func (b *builder) test(ctx context.Context, rel string) error {
 			return err
 		}
 	}
-	fmt.Fprintf(&b.tests, "run %s -test.v -test.timeout=%v", guest, b.timeout)
+	fmt.Fprintf(&b.tests, "run %s -test.v -test.parallel=1 -test.timeout=%v", guest, b.timeout)
 	if b.run != "" {
 		fmt.Fprintf(&b.tests, " -test.run='%s'", b.run)
 	}

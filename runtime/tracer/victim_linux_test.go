@@ -18,12 +18,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 // patience bounds every wait for a condition: far more than any of them takes, since tests must not depend on how fast the
 // machine is.
-const patience = 20 * time.Second
+var patience = testutil.Slow(20 * time.Second)
 
 // orphanCode and ownCode are the exit codes of victim.c.
 const (
