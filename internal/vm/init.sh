@@ -2,7 +2,7 @@
 # PID 1 of the virtual machine. Everything is in a tmpfs: pivot_root(2) does not work on the first root file system.
 
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin HOME=/root TERM=dumb
+export PATH=/usr/local/bin:/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
 
 if [ "$1" != moved ]; then
 	mkdir /new
@@ -32,7 +32,7 @@ for c in cpu memory pids io; do echo +$c >/sys/fs/cgroup/cgroup.subtree_control;
 for m in /modules/*.ko; do [ -e "$m" ] && insmod "$m"; done
 
 . /settings
-echo "REAPER-VM-KERNEL $(uname -r) ($(sed 's/.*(\(Debian[^)]*)\).*/\1/; s/.* \(Debian [^ ]*\) .*/\1/' /proc/version))"
+echo "REAPER-VM-KERNEL $(uname -r) ($(sed 's/.* \(Debian [0-9][^ ]*\) .*/\1/' /proc/version))"
 echo "REAPER-VM-CGROUP v2"
 
 failed=0
