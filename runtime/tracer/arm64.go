@@ -141,8 +141,8 @@ func (r arm64Regs) withCall(nr int64, args [6]uint64) arm64Regs {
 
 // rewound returns r such that the thread executes the same svc once more. They are also what the signal path has after it
 // has prepared a restart, if argument 0 is right: it takes that from orig_x0, which no tracer sees. That is x0 as it was at
-// the last svc or, since update_syscall_orig_x0_after_ptrace() (Linux 6.19, and in stable kernels), as the tracer left it
-// at the last entry stop: an argument of waitid.
+// the last svc or, in kernels with update_syscall_orig_x0_after_ptrace() (Debian's 6.1.192 is one), as the tracer left it at
+// the last entry stop: an argument of waitid.
 func (r arm64Regs) rewound() arm64Regs {
 	r.pc -= arm64InsnSize
 	r.sysno, r.ret = -1, 0
