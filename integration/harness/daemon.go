@@ -248,10 +248,10 @@ func (d *Daemon) startProcess() error {
 }
 
 func (d *Daemon) waitServing(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, testutil.Slow(startTimeout))
 	defer cancel()
 	for d.Client == nil {
-		c, err := client.New(d.Address, client.WithDefaultNamespace(Namespace), client.WithTimeout(time.Second))
+		c, err := client.New(d.Address, client.WithDefaultNamespace(Namespace), client.WithTimeout(testutil.Slow(time.Second)))
 		switch {
 		case err == nil:
 			d.Client = c
@@ -366,7 +366,7 @@ func (d *Daemon) stopped() bool {
 func (d *Daemon) Close() error {
 	var errs []error
 	if d.Client != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*stopTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), testutil.Slow(2*stopTimeout))
 		errs = append(errs, d.deleteAll(ctx))
 		cancel()
 		errs = append(errs, d.leaks())
@@ -378,7 +378,7 @@ func (d *Daemon) Close() error {
 		}
 		select {
 		case <-d.exited:
-		case <-time.After(stopTimeout):
+		case <-time.After(testutil.Slow(stopTimeout)):
 			errs = append(errs, fmt.Errorf("containerd did not stop within %v of SIGTERM", stopTimeout))
 			_ = syscall.Kill(d.pid, syscall.SIGKILL)
 			<-d.exited

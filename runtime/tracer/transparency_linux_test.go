@@ -777,8 +777,8 @@ func (t *thread) damage(kind string) (again bool, err error) {
 		return false, err
 	}
 	const (
-		ntPRFPReg        = 2     // NT_PRFPREG (include/uapi/linux/elf.h)
-		ntX86XState      = 0x202 // NT_X86_XSTATE
+		ntPRFPReg   = 2     // NT_PRFPREG (include/uapi/linux/elf.h)
+		ntX86XState = 0x202 // NT_X86_XSTATE
 	)
 	flip := func(note, off int) (bool, error) {
 		var buf [16384]byte
