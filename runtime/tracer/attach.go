@@ -50,7 +50,7 @@ type options struct {
 
 // archOptions are what this architecture needs. Where the kernel prepares a restart before a stop there is no pin yet.
 func archOptions(j *Journal) options {
-	return options{journal: j, exitStop: restoreAtExit, unpinned: restartsBeforeStop}
+	return options{journal: j, exitStop: restoreAtExit, unpinned: false}
 }
 
 func (o *options) step(name string) {
@@ -653,7 +653,7 @@ func (a *attach) batch() error {
 // reenter brings the thread from where reap has left it to the entry stop of its own call.
 func (a *attach) reenter() error {
 	switch {
-	case restartsBeforeStop:
+	case restartsBeforeStop && a.unpinned:
 		// By way of the kernel's restart: a signal that comes meanwhile finds the call interrupted, as it has to be.
 		if err := a.restart(&a.again); err != nil {
 			return err
@@ -756,15 +756,18 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 		value = a.swap.result()
 	}
 	next, rewinding := a.atExit(), false
-	if more && !atExit {
+	switch {
+	case more && !atExit:
 		next, rewinding = &a.back, true
+	case more && restartsBeforeStop && !a.unpinned:
+		next = &a.again
 	}
 	if err := a.t.setRegs(next); err != nil { // errGone: killed meanwhile
 		return true, fmt.Errorf("restore registers: %w", err)
 	}
 	a.rewinding = rewinding
 	a.step("restored")
-	ended, err := a.unpin(s)
+	ended, err := a.unpinRestarted(s, next)
 	if err != nil {
 		return true, err
 	}
@@ -907,10 +910,19 @@ func (a *attach) noteOtherStop() {
 	a.journal.foreignStop()
 }
 
+// unpinRestarted is unpin from the exit stop of a call that was swapped in, with registers r.
+func (a *attach) unpinRestarted(s stop, r *registers) (ended func() error, err error) {
+	a.restarting = restartsBeforeStop && a.pinned && r.result() != resultEINTR
+	if ended, err = a.unpin(s); err != nil || !a.restarting {
+		return ended, err
+	}
+	return ended, a.legal()
+}
+
 // atExit returns the registers that are good at an exit stop, should the tracer die there: those of a restart, or, where a
-// restart has an argument 0 that may not be the thread's own, those that execute the call once more.
+// restart has an argument 0 that may not be the thread's own and there is no pin, those that execute the call once more.
 func (a *attach) atExit() *registers {
-	if restartsBeforeStop {
+	if restartsBeforeStop && a.unpinned {
 		return &a.back
 	}
 	return &a.resume
@@ -1033,12 +1045,18 @@ func (a *attach) leaveEntry(why error) error {
 // leaveIdle lets go at the entry stop of a call that gives a plain EINTR on any stop, where that could not be repaired: by
 // way of a call that does nothing, to whose exit stop registers belong that say how the thread's own ends.
 func (a *attach) leaveIdle(why error) error {
+	if err := a.fix(0); errors.Is(err, errGone) {
+		return err
+	} else if err != nil {
+		return a.leaveInterrupted(why)
+	}
 	if a.filtered {
 		if err := a.t.suspendSeccomp(true); err != nil {
 			return a.leaveInterrupted(why)
 		}
 	}
-	a.swap = a.entry.withCall(nrNothing, a.entry.args())
+	_, args := waitidCall(0) // by which a recovery knows it; the call ignores them
+	a.swap = a.entry.withCall(nrNothing, args)
 	if err := a.t.setRegs(&a.swap); err != nil {
 		return errors.Join(fmt.Errorf("swap in a call that does nothing: %w", err), a.unswap())
 	}
@@ -1052,12 +1070,22 @@ func (a *attach) leaveIdle(why error) error {
 	if err := a.t.setRegs(a.atExit()); err != nil {
 		return fmt.Errorf("restore registers: %w", err)
 	}
+	ended, err := a.unpinRestarted(s, a.atExit())
+	if err != nil {
+		return err
+	}
+	if err := a.unmask(); err != nil {
+		return err
+	}
 	if a.filtered {
 		if err := a.t.suspendSeccomp(false); err != nil {
 			return fmt.Errorf("resume seccomp: %w", err)
 		}
 	}
-	if s.kind != stopSyscall {
+	if ended != nil {
+		return ended()
+	}
+	if a.unpinned && s.kind != stopSyscall {
 		return a.surprise(s)
 	}
 	if err := a.leaveExit(); err != nil {
@@ -1107,6 +1135,7 @@ func (a *attach) leaveExit() error {
 		if err := a.t.setRegs(&a.resume); err != nil {
 			return fmt.Errorf("restore registers: %w", err)
 		}
+	case !a.unpinned: // done on the way to the pin
 	default:
 		if err := a.restart(&a.resume); err != nil {
 			return err

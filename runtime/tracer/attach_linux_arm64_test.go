@@ -37,7 +37,9 @@ type simKernel struct {
 	orig    uint64 // orig_x0
 	where   string // sleep, event, entry, exit
 	pending bool   // an interrupt
-	retval  int64  // as do_signal() has taken it down
+	pinned  bool   // our SIGSTOP is pending
+	blocked procfs.SignalSet
+	retval  int64 // as do_signal() has taken it down
 	restart uint64
 	next    stop
 	reaped  []uint64
@@ -64,12 +66,25 @@ func (k *simKernel) doSignal(stops bool) {
 			k.r.x[0], k.r.pc = k.orig, k.restart
 		}
 	}
-	if stops {
+	if !stops || !k.trap() {
+		k.endSignal()
+	}
+}
+
+// trap makes the next stop inside of get_signal(), if there is one.
+func (k *simKernel) trap() bool {
+	switch {
+	case k.pending:
 		k.pending = false
 		k.stopAt("event", stopEvent)
-		return
+	case k.pinned:
+		k.pinned = false
+		k.stopAt("signal", stopSignal)
+		k.next.sig = sigStop
+	default:
+		return false
 	}
-	k.endSignal()
+	return true
 }
 
 func (k *simKernel) endSignal() {
@@ -105,7 +120,7 @@ func (k *simKernel) execute() {
 		return
 	}
 	k.ownCall()
-	if k.where = "sleep"; k.pending {
+	if k.where = "sleep"; k.pending || k.pinned {
 		k.r.x[0] = uint64(k.code)
 		k.doSignal(true)
 	}
@@ -125,9 +140,11 @@ func (k *simKernel) ownCall() {
 func (k *simKernel) resume(trace bool) error {
 	k.next = stop{}
 	switch k.where {
-	case "event":
-		k.endSignal()
-		k.user(trace)
+	case "event", "signal":
+		if !k.trap() {
+			k.endSignal()
+			k.user(trace)
+		}
 	case "entry":
 		if k.updates {
 			k.orig = k.r.x[0]
@@ -142,7 +159,7 @@ func (k *simKernel) resume(trace bool) error {
 			k.t.Fatalf("a swapped call without its exit stop; so far %v", k.log)
 		}
 	case "exit":
-		if k.pending {
+		if k.pending || k.pinned {
 			k.doSignal(true)
 		} else {
 			k.user(trace)
@@ -192,21 +209,27 @@ func (k *simKernel) syscallInfo() (syscallInfo, error) {
 	return i, nil
 }
 
-func (k *simKernel) cont(int) error                       { return k.resume(false) }
-func (k *simKernel) syscall(int) error                    { return k.resume(true) }
-func (k *simKernel) suspendSeccomp(bool) error            { return nil }
-func (k *simKernel) sigInfo() (sigInfo, error)            { return sigInfo{}, nil }
-func (k *simKernel) pendingStops() (int, int, int, error) { return 0, 0, 0, nil }
-func (k *simKernel) pin() error                           { k.t.Error("pinned"); return nil }
-func (k *simKernel) mask() (procfs.SignalSet, error)      { return 0, nil }
-func (k *simKernel) setMask(procfs.SignalSet) error       { k.t.Error("signals blocked"); return nil }
-func (k *simKernel) sendCont() error                      { return nil }
+func (k *simKernel) cont(int) error            { return k.resume(false) }
+func (k *simKernel) syscall(int) error         { return k.resume(true) }
+func (k *simKernel) suspendSeccomp(bool) error { return nil }
+func (k *simKernel) sendCont() error           { return nil }
+
+func (k *simKernel) sigInfo() (sigInfo, error)        { return sigInfo{mark: true}, nil }
+func (k *simKernel) pin() error                       { k.pinned = true; return nil }
+func (k *simKernel) mask() (procfs.SignalSet, error)  { return k.blocked, nil }
+func (k *simKernel) setMask(m procfs.SignalSet) error { k.blocked = m; return nil }
+func (k *simKernel) pendingStops() (ours, inside, outside int, err error) {
+	if k.pinned {
+		ours = 1
+	}
+	return ours, 0, 0, nil
+}
 
 // detach lets the thread go, which ends in its own call, or with EINTR from it.
 func (k *simKernel) detach(int) error {
 	k.log = append(k.log, "detach")
 	switch k.where {
-	case "event":
+	case "event", "signal":
 		k.endSignal()
 	case "exit":
 		k.doSignal(false)
@@ -257,8 +280,9 @@ func TestRestarts(t *testing.T) {
 	for _, tc := range calls {
 		for _, updates := range []bool{false, true} {
 			for _, n := range []int{0, 1, 3} {
-				for _, late := range []bool{false, true} { // declined at the entry stop
-					t.Run(fmt.Sprintf("%s/%v/%d/%v", tc.name, updates, n, late), func(t *testing.T) {
+				for variant := range 4 {
+					late, unpinned := variant&1 != 0, variant&2 != 0 // late: declined at the entry stop
+					t.Run(fmt.Sprintf("%s/%v/%d/%v/%v", tc.name, updates, n, late, unpinned), func(t *testing.T) {
 						k := newSim(t, updates, tc.nr, tc.args, tc.code)
 						f := &simFacts{k: k, status: procfs.Status{State: procfs.StateSleeping}}
 						want := n
@@ -273,13 +297,16 @@ func TestRestarts(t *testing.T) {
 							p.reapers, p.todo = append(p.reapers, procfs.NSPID(i+2)), append(p.todo, true)
 						}
 						rep := decline(Request{Zombies: make([]Zombie, n)}, "", "")
-						a := &attach{t: k, f: f, p: p, now: time.Now, rep: &rep, options: archOptions(nil)}
+						a := &attach{t: k, f: f, p: p, now: time.Now, rep: &rep, options: options{exitStop: restoreAtExit, unpinned: unpinned}}
 						a.run()
 						if rep.Reason != "" && !(late && rep.Reason == ReasonSigchldPending) {
 							t.Errorf("report: %s %s", rep.Reason, rep.Detail)
 						}
 						if len(k.reaped) != want || rep.Count(Reaped) != want {
 							t.Errorf("reaped %v, report %+v; want %d", k.reaped, rep.Results, want)
+						}
+						if k.pinned || k.blocked != 0 || a.restarting {
+							t.Errorf("left behind: pin %v, mask %v, argument 0 %v", k.pinned, k.blocked, a.restarting)
 						}
 						if k.where != tc.end || !a.released {
 							t.Errorf("ended at %s (%v), want %s; %v", k.where, a.released, tc.end, k.log)

@@ -170,6 +170,10 @@ func startCrash(t testing.TB, call string, siblings int) *crashVictim {
 	requireKernel(t)
 	build()
 	crashBuilt.once.Do(func() {
+		if built.given != "" {
+			crashBuilt.path = filepath.Join(built.given, "crash")
+			return
+		}
 		crashBuilt.path = filepath.Join(built.dir, "crash")
 		out, err := exec.Command("gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", crashBuilt.path, "testdata/crash.c", "-lpthread").CombinedOutput()
 		if err != nil {
