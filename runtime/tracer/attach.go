@@ -48,9 +48,9 @@ type options struct {
 	hook     func(step string) // for tests: is told of every step of the swap
 }
 
-// archOptions are what this architecture needs. Where the kernel prepares a restart before a stop there is no pin yet.
+// archOptions are what this architecture needs.
 func archOptions(j *Journal) options {
-	return options{journal: j, exitStop: restoreAtExit, unpinned: false}
+	return options{journal: j, exitStop: restoreAtExit}
 }
 
 func (o *options) step(name string) {
