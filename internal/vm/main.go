@@ -62,7 +62,8 @@ func main() {
 		code = 2
 	}
 	stop()
-	os.Exit(code)
+	stop()
+	os.Exit(code) //nolint:gocritic // stop has been called
 }
 
 func (c *config) main(ctx context.Context) (code int, err error) {

@@ -149,13 +149,13 @@ func (r arm64Regs) rewound() arm64Regs {
 	return r
 }
 
-func (r *arm64Regs) sameCall(o *arm64Regs) bool {
+func (r *arm64Regs) sameCall(o *arm64Regs) bool { //nolint:unused // on arm64
 	return r.sysno == o.sysno && r.args() == o.args() && r.pc == o.pc && r.sp == o.sp
 }
 
 // swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid swapped in and run,
 // or with a restart prepared that has an argument 0 of waitid (see rewound).
-func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool {
+func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool { //nolint:unused // on arm64
 	_, args := waitidCall(nspid)
 	switch x := [5]uint64(r.x[1:6]); {
 	case r.sp != entry.sp:
@@ -168,7 +168,7 @@ func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool {
 }
 
 // arm64Recovered returns what to replace such registers with.
-func arm64Recovered(entry, end *arm64Regs) arm64Regs {
+func arm64Recovered(entry, end *arm64Regs) arm64Regs { //nolint:unused // on arm64
 	if end.result() == arm64EINTR {
 		return *end
 	}

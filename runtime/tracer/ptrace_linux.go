@@ -48,7 +48,7 @@ type thread struct {
 
 	// Buffers that the kernel writes to, here so that no call allocates.
 	iov   unix.Iovec
-	sysno int32 // arm64
+	sysno int32 //nolint:unused // on arm64
 	info  [syscallInfoMaxSize]byte
 	sig   [siginfoSize]byte
 	set   uint64
