@@ -95,6 +95,14 @@ deps: ## Install missing Debian packages (as root).
 	apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
 
+# For the virtual machines of test-arm64 and test-vm. qemu-system-*: the machines; gcc-aarch64-linux-gnu and its libc: the test
+# programs. None of it is needed by "make test".
+VM_PACKAGES ?= qemu-system-arm qemu-system-x86 gcc-aarch64-linux-gnu libc6-dev-arm64-cross debian-archive-keyring
+
+.PHONY: deps-vm
+deps-vm: ## Install what test-arm64 and test-vm need (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(VM_PACKAGES)'
+
 # Each tool is built inside its own module, with the dependencies that its authors chose; integration/tools only pins
 # the versions.
 # $(1) file in bin/tools, $(2) module, $(3) package in it, $(4) environment, $(5) flags
@@ -215,6 +223,17 @@ test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration te
 .PHONY: test-matrix
 test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).
 	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
+
+VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
+VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
+
+.PHONY: test-arm64
+test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1).
+	$(VM) -arch arm64 $(if $(RUN),-run '$(RUN)') $(if $(filter-out ./...,$(PKGS)),-pkgs '$(PKGS)') unit
+
+.PHONY: test-vm
+test-vm: tools testprogs build ## Container integration tests on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
+	$(VM) -arch amd64 -run '$(or $(RUN),$(VM_RUN))' integration
 
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).

@@ -100,7 +100,7 @@ func run(t *testing.T, d *harness.Daemon, spec harness.Spec) *harness.Container 
 
 func removeAtEnd(t *testing.T, c *harness.Container) {
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testutil.Slow(30*time.Second))
 		defer cancel()
 		if err := c.Remove(ctx); err != nil {
 			t.Error(err)
@@ -111,7 +111,7 @@ func removeAtEnd(t *testing.T, c *harness.Container) {
 // exec runs a process in the container and fails the test unless it exits with 0.
 func exec(t *testing.T, c *harness.Container, args ...string) harness.ExecResult {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testutil.Slow(time.Minute))
 	defer cancel()
 	r, err := c.Exec(ctx, args...)
 	if err != nil {
@@ -196,7 +196,7 @@ func command2(t *testing.T, d *harness.Daemon, name string, args ...string) (std
 	t.Helper()
 	testutil.Tool(t, name)
 	// Also for what is cleaned up after the test, when its context has ended.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), testutil.Slow(2*time.Minute))
 	defer cancel()
 	cmd := d.Command(ctx, name, args...)
 	var out, errOut strings.Builder

@@ -325,7 +325,7 @@ func TestParityStreams(t *testing.T) {
 			Args: []string{"/bin/sh", "-c", "tty -s && echo 1; while [ \"$(stty size 2>/dev/null)\" != '40 132' ]; do sleep 0.05; done; stty size"},
 		})
 		tr.err("resize", c.Task.Resize(ctx, 132, 40))
-		wctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		wctx, cancel := context.WithTimeout(ctx, testutil.Slow(20*time.Second))
 		defer cancel()
 		_, err = c.Wait(wctx)
 		tr.err("wait", err)

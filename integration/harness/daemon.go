@@ -360,10 +360,10 @@ func (d *Daemon) startProcess() error {
 }
 
 func (d *Daemon) waitServing(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, testutil.Slow(startTimeout))
 	defer cancel()
 	for d.Client == nil {
-		c, err := client.New(d.Address, client.WithDefaultNamespace(Namespace), client.WithTimeout(time.Second))
+		c, err := client.New(d.Address, client.WithDefaultNamespace(Namespace), client.WithTimeout(testutil.Slow(time.Second)))
 		switch {
 		case err == nil:
 			d.Client = c
@@ -503,7 +503,7 @@ func (d *Daemon) Stop() error {
 	select {
 	case <-d.exited:
 		return nil
-	case <-time.After(stopTimeout):
+	case <-time.After(testutil.Slow(stopTimeout)):
 		return fmt.Errorf("containerd did not stop within %v of SIGTERM", stopTimeout)
 	}
 }
@@ -522,7 +522,7 @@ func (d *Daemon) stopped() bool {
 func (d *Daemon) Close() error {
 	var errs []error
 	if d.Client != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*stopTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), testutil.Slow(2*stopTimeout))
 		errs = append(errs, d.deleteAll(ctx))
 		cancel()
 		errs = append(errs, d.leaks())

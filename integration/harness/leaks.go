@@ -232,7 +232,7 @@ func overlayWorks(dir string) bool {
 		}
 	}
 	script := `cd "$1" && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m && : > m/f`
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testutil.Slow(10*time.Second))
 	defer cancel()
 	cmd := shell(ctx, script, base)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}

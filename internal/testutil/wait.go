@@ -2,6 +2,8 @@ package testutil
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -10,9 +12,22 @@ import (
 // costs.
 const pollEvery = 20 * time.Millisecond
 
+// SlowEnv is the environment variable with the factor by which deadlines are longer on a slow machine, such as an emulated
+// one.
+const SlowEnv = "REAPER_TEST_SLOW"
+
+// Slow returns d times the factor of SlowEnv.
+func Slow(d time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv(SlowEnv)); err == nil && n > 1 {
+		return d * time.Duration(n)
+	}
+	return d
+}
+
 // Poll calls cond until it says done or the deadline has passed. The state that it returns goes into the error, so that a
 // time-out says what was last seen.
 func Poll(deadline time.Duration, cond func() (done bool, state string)) error {
+	deadline = Slow(deadline)
 	end := time.Now().Add(deadline)
 	for {
 		done, state := cond()
@@ -38,6 +53,7 @@ func Eventually(t testing.TB, deadline time.Duration, cond func() (done bool, st
 // tested: a second time would come after the first. The test fails when value is still changing at the deadline.
 func StableFor[T comparable](t testing.TB, quiet, deadline time.Duration, value func() T) T {
 	t.Helper()
+	deadline = Slow(deadline)
 	end := time.Now().Add(deadline)
 	last, since := value(), time.Now()
 	for time.Since(since) < quiet {

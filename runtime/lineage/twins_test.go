@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,11 +18,7 @@ import (
 // the same PID and start time. The sighting must not make the child an adopted one.
 func TestTwinsAreNotTheSame(t *testing.T) {
 	testutil.Root(t)
-	cc := testutil.Tool(t, "gcc")
-	bin := filepath.Join(t.TempDir(), "twins")
-	if out, err := exec.Command(cc, "-static", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/twins.c").CombinedOutput(); err != nil {
-		t.Fatalf("compile twins.c: %v\n%s", err, out)
-	}
+	bin := testutil.Victim(t, "twins")
 	// A /proc of the namespace's own: the victim reads it by its own numbers.
 	cmd := exec.Command("/bin/sh", "-c", "mount -t proc proc /proc && exec "+bin)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS,

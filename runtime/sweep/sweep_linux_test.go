@@ -459,11 +459,7 @@ func TestInitGone(t *testing.T) {
 // B1 of the attacks on the design: with the leader thread gone, orphans hang on another thread.
 func TestDeadLeader(t *testing.T) {
 	testutil.Root(t)
-	bin := filepath.Join(t.TempDir(), "deadleader")
-	cc := testutil.Tool(t, "gcc")
-	if out, err := exec.Command(cc, "-static", "-pthread", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/deadleader.c").CombinedOutput(); err != nil {
-		t.Fatalf("compile deadleader.c: %v\n%s", err, out)
-	}
+	bin := testutil.Victim(t, "deadleader")
 	p := start(t, bin, "deadleader")
 	r := &recorder{answer: answerAll(tracer.Reaped, "")}
 	s, c := p.sweeper(r, 0)

@@ -43,9 +43,14 @@ type options struct {
 	journal *Journal
 	// exitStop has registers restored at the exit stop of waitid; without, that is done where the pin is delivered.
 	exitStop bool
-	// For tests: hook is told of every step of the swap; unpinned does it without pin and mask.
-	hook     func(step string)
+	// unpinned exchanges the call without pin and mask: if the worker dies meanwhile, nobody can put it right.
 	unpinned bool
+	hook     func(step string) // for tests: is told of every step of the swap
+}
+
+// archOptions are what this architecture needs.
+func archOptions(j *Journal) options {
+	return options{journal: j, exitStop: restoreAtExit}
 }
 
 func (o *options) step(name string) {
@@ -132,6 +137,8 @@ type facts interface {
 	traced() bool
 	// thread returns the status of the thread, with the signals pending for the process.
 	thread() (procfs.Status, error)
+	// syscall returns the system call that the thread is blocked in.
+	syscall() procfs.Syscall
 	// zombie says why zombie i may not be reaped, or "". quick leaves out what cannot change once it was true.
 	zombie(i int, quick bool) Reason
 	// gone reports whether zombie i has been released.
@@ -171,6 +178,7 @@ type attach struct {
 	call   call             // the interrupted call
 	resume registers        // entry, such that the kernel's signal path restarts the call: legal at every stop but an entry
 	back   registers        // entry, such that the thread re-executes the call by itself
+	again  registers        // restartsBeforeStop: resume, with a result that restarts the call in any case
 	swap   registers        // scratch
 
 	inFlight   int  // the zombie that the thread is waiting for right now, or -1
@@ -179,6 +187,8 @@ type attach struct {
 	pinned     bool // our SIGSTOP is pending
 	masked     bool // the thread blocks every signal
 	owedCont   bool // our SIGSTOP has removed a SIGCONT that PID 1 would have noticed
+	restarting bool // restartsBeforeStop: the signal path has rewound the call, with an argument 0 that may not be its own
+	ownCall    bool // at the entry stop the thread is in the call that was interrupted
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
 	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
@@ -277,13 +287,17 @@ func (a *attach) session() error {
 		return a.seizeError(err)
 	}
 	a.rep.Attached = true
+	var seen procfs.Syscall
+	if restartsBeforeStop {
+		seen = a.f.syscall() // as late as can be
+	}
 	if err := a.t.interrupt(); err != nil {
 		return fmt.Errorf("interrupt: %w", err)
 	}
 	if err := a.untilEventStop(stopWait); err != nil {
 		return err
 	}
-	if err := a.parked(); err != nil {
+	if err := a.parked(seen); err != nil {
 		return err
 	}
 	if err := a.toEntry(); err != nil {
@@ -419,7 +433,7 @@ func (a *attach) signal(sig int) (resume int, err error) {
 }
 
 // parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
-func (a *attach) parked() error {
+func (a *attach) parked(seen procfs.Syscall) error {
 	if err := a.f.sameProcess(); err != nil {
 		return a.leave(err)
 	}
@@ -430,10 +444,11 @@ func (a *attach) parked() error {
 		return fmt.Errorf("get registers: %w", err)
 	}
 	if !r.native() {
-		return a.leave(no(ReasonNotNative, "code segment %#x", r.Cs))
+		return a.leave(no(ReasonNotNative, "mode %#x", r.mode()))
 	}
-	c := classifyCall(r.nr(), r.args())
-	code, ok := r.restartCode(c)
+	k := r.interrupted(seen)
+	c := classifyCall(k.nr(), k.args())
+	code, ok := k.restartCode(c)
 	if !ok {
 		return a.leave(no(ReasonBusy, "thread %d was not parked any more", a.p.tid))
 	}
@@ -441,11 +456,12 @@ func (a *attach) parked() error {
 		// It has moved on since we looked. Its restart is the kernel's business.
 		return a.leave(no(ReasonUnsafeSyscall, "%s", c.name))
 	}
-	a.call, a.code, a.entry = c, code, r
+	a.call, a.code, a.entry = c, code, k
 	a.rep.Syscall = c.name
-	if r.result() != code {
-		r = r.withResult(code)
-		if err := a.t.setRegs(&r); err != nil {
+	if k.result() != code {
+		a.resume = r
+		a.back, a.rewinding = k.restart(code)
+		if err := a.t.setRegs(&a.back); err != nil {
 			return fmt.Errorf("set registers for a restart of %s: %w", c.name, err)
 		}
 	}
@@ -454,6 +470,8 @@ func (a *attach) parked() error {
 
 // toEntry resumes the thread up to its next syscall-entry stop.
 func (a *attach) toEntry() error {
+	// Rewound by hand where the kernel would not do it, a signal without a handler changes nothing; with one, the attach ends.
+	byHand := restartsBeforeStop && a.rewinding
 	sig := 0
 	for {
 		if err := a.t.syscall(sig); err != nil {
@@ -497,19 +515,33 @@ func (a *attach) toEntry() error {
 		default:
 			return a.surprise(s)
 		}
+		if byHand {
+			if err := a.t.setRegs(&a.back); err != nil {
+				return fmt.Errorf("rewind: %w", err)
+			}
+			a.rewinding = true
+		}
 	}
 }
 
 // atEntry notes that the thread has been in user mode and is at an entry stop: every SIGSTOP that was pending for it has
 // been shown on the way.
 func (a *attach) atEntry() {
-	a.rewinding, a.pinned = false, false
+	a.rewinding, a.pinned, a.ownCall = false, false, false
 	a.journal.pin(false)
 }
 
 // legal makes sure that the registers are good for the kernel's signal path: with those of back a signal's handler would
 // run and the call would then be entered anew, where it has to end with EINTR.
+//
+// Where the kernel prepares a restart before the stop, argument 0 has to be put back as well: everything else is right.
 func (a *attach) legal() error {
+	if a.restarting {
+		if err := a.t.setRegs(&a.back); err != nil {
+			return fmt.Errorf("restore registers: %w", err)
+		}
+		a.restarting = false
+	}
 	if !a.rewinding {
 		return nil
 	}
@@ -536,13 +568,12 @@ func (a *attach) checkEntry() error {
 	if err := a.t.getRegs(&a.entry); err != nil {
 		return fmt.Errorf("get registers: %w", err)
 	}
-	want := parked.nr()
-	if a.code == errRestartBlock {
-		want = nrRestartSyscall
-	}
-	if a.entry.nr() != want || a.entry.args() != parked.args() {
+	var ok bool
+	if a.code, ok = a.entry.restarted(&parked, a.code); !ok {
 		return no(ReasonBusy, "%s became call %d", a.call.name, a.entry.nr())
 	}
+	a.entry.fill(&parked)
+	a.ownCall = true
 	end := a.code
 	if a.call.plainEINTR && !a.call.endless {
 		// Issued again, its relative time-out would start anew, and a busy leak could keep PID 1 from ever seeing it
@@ -551,6 +582,7 @@ func (a *attach) checkEntry() error {
 	}
 	a.resume = a.entry.withResult(end)
 	a.back = a.entry.rewound()
+	a.again = a.entry.withResult(a.code)
 
 	st, err := a.f.thread()
 	if err != nil {
@@ -559,7 +591,7 @@ func (a *attach) checkEntry() error {
 	if sigchldPending(st, a.p.blocked) {
 		return no(ReasonSigchldPending, "at the syscall-entry stop")
 	}
-	if pnd := st.SigPnd | st.ShdPnd; pnd.Has(sigCont) && (st.SigCgt | st.SigBlk | a.p.blocked).Has(sigCont) {
+	if pnd := st.SigPnd | st.ShdPnd; !a.unpinned && pnd.Has(sigCont) && (st.SigCgt | st.SigBlk | a.p.blocked).Has(sigCont) {
 		return no(ReasonSignal, "SIGCONT is pending, and the pin would remove it") // prepare_signal() in kernel/signal.c
 	}
 	if st.Seccomp == procfs.SeccompStrict {
@@ -568,7 +600,9 @@ func (a *attach) checkEntry() error {
 	if a.own, err = a.t.mask(); err != nil {
 		return fmt.Errorf("get signal mask: %w", err)
 	}
-	a.journal.arm(&parked, &a.entry, &a.resume, a.own)
+	if !a.unpinned { // without a pin a recovery could not tell
+		a.journal.arm(&parked, &a.entry, &a.resume, a.own)
+	}
 	a.filtered = st.Seccomp != procfs.SeccompDisabled
 	return nil
 }
@@ -618,8 +652,14 @@ func (a *attach) batch() error {
 
 // reenter brings the thread from where reap has left it to the entry stop of its own call.
 func (a *attach) reenter() error {
+	switch {
+	case restartsBeforeStop && a.unpinned:
+		// By way of the kernel's restart: a signal that comes meanwhile finds the call interrupted, as it has to be.
+		if err := a.restart(&a.again); err != nil {
+			return err
+		}
 	// Where restoreAtExit holds, the kernel has taken the result of resume for what it says: it restarts the call.
-	if !a.rewinding && (a.unpinned || !a.exitStop) {
+	case !a.rewinding && (a.unpinned || !a.exitStop):
 		if err := a.t.setRegs(&a.back); err != nil {
 			return fmt.Errorf("rewind: %w", err)
 		}
@@ -639,7 +679,21 @@ func (a *attach) reenter() error {
 	if info.op != opEntry || info.arch != auditArch || !a.swap.sameCall(&a.entry) {
 		return a.leaveEntry(no(ReasonBusy, "%s did not come back", a.call.name))
 	}
+	a.ownCall = true
 	return nil
+}
+
+// restart brings the thread from the exit stop of a call that was swapped in to an event stop of the signal path, which it
+// enters with the registers r; they restart its own call.
+func (a *attach) restart(r *registers) error {
+	if err := a.t.setRegs(r); err != nil {
+		return fmt.Errorf("set registers for a restart: %w", err)
+	}
+	a.restarting = true
+	if err := a.toEventStop(0); err != nil {
+		return err
+	}
+	return a.legal()
 }
 
 // reap makes the thread wait for zombie i. tried says that waitid has run: the thread is then past it, with registers and
@@ -701,16 +755,19 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 		ierr = a.t.getRegs(&a.swap)
 		value = a.swap.result()
 	}
-	next := &a.resume
-	if more && !atExit {
-		next = &a.back
+	next, rewinding := a.atExit(), false
+	switch {
+	case more && !atExit:
+		next, rewinding = &a.back, true
+	case more && restartsBeforeStop && !a.unpinned:
+		next = &a.again
 	}
 	if err := a.t.setRegs(next); err != nil { // errGone: killed meanwhile
 		return true, fmt.Errorf("restore registers: %w", err)
 	}
-	a.rewinding = next == &a.back
+	a.rewinding = rewinding
 	a.step("restored")
-	ended, err := a.unpin(s)
+	ended, err := a.unpinRestarted(s, next)
 	if err != nil {
 		return true, err
 	}
@@ -853,6 +910,24 @@ func (a *attach) noteOtherStop() {
 	a.journal.foreignStop()
 }
 
+// unpinRestarted is unpin from the exit stop of a call that was swapped in, with registers r.
+func (a *attach) unpinRestarted(s stop, r *registers) (ended func() error, err error) {
+	a.restarting = restartsBeforeStop && a.pinned && r.result() != resultEINTR
+	if ended, err = a.unpin(s); err != nil || !a.restarting {
+		return ended, err
+	}
+	return ended, a.legal()
+}
+
+// atExit returns the registers that are good at an exit stop, should the tracer die there: those of a restart, or, where a
+// restart has an argument 0 that may not be the thread's own and there is no pin, those that execute the call once more.
+func (a *attach) atExit() *registers {
+	if restartsBeforeStop && a.unpinned {
+		return &a.back
+	}
+	return &a.resume
+}
+
 // unswap puts the thread's own call back at the entry stop. Pin and mask stay.
 func (a *attach) unswap() error {
 	if err := a.t.setRegs(&a.entry); err != nil {
@@ -916,6 +991,9 @@ func (a *attach) leave(why error) error {
 
 // repair hides the stop from an endless call that gives EINTR on any. One with a time-out keeps the EINTR.
 func (a *attach) repair() error {
+	if restartsBeforeStop {
+		return nil // it would take a restart by hand, and a signal with a handler could still come: see leaveIdle
+	}
 	var r registers
 	if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
 		return nil
@@ -958,6 +1036,66 @@ func (a *attach) leaveEntry(why error) error {
 			return fmt.Errorf("resume seccomp: %w", err)
 		}
 	}
+	if restartsBeforeStop && a.call.plainEINTR && a.ownCall {
+		return a.leaveIdle(why)
+	}
+	return a.leaveInterrupted(why)
+}
+
+// leaveIdle lets go at the entry stop of a call that gives a plain EINTR on any stop, where that could not be repaired: by
+// way of a call that does nothing, to whose exit stop registers belong that say how the thread's own ends.
+func (a *attach) leaveIdle(why error) error {
+	if err := a.fix(0); errors.Is(err, errGone) {
+		return err
+	} else if err != nil {
+		return a.leaveInterrupted(why)
+	}
+	if a.filtered {
+		if err := a.t.suspendSeccomp(true); err != nil {
+			return a.leaveInterrupted(why)
+		}
+	}
+	_, args := waitidCall(0) // by which a recovery knows it; the call ignores them
+	a.swap = a.entry.withCall(nrNothing, args)
+	if err := a.t.setRegs(&a.swap); err != nil {
+		return errors.Join(fmt.Errorf("swap in a call that does nothing: %w", err), a.unswap())
+	}
+	if err := a.t.syscall(0); err != nil {
+		return errors.Join(fmt.Errorf("run a call that does nothing: %w", err), a.unswap())
+	}
+	s, err := a.wait(swapWait)
+	if err != nil {
+		return fmt.Errorf("wait for the exit of a call that does nothing: %w", err)
+	}
+	if err := a.t.setRegs(a.atExit()); err != nil {
+		return fmt.Errorf("restore registers: %w", err)
+	}
+	ended, err := a.unpinRestarted(s, a.atExit())
+	if err != nil {
+		return err
+	}
+	if err := a.unmask(); err != nil {
+		return err
+	}
+	if a.filtered {
+		if err := a.t.suspendSeccomp(false); err != nil {
+			return fmt.Errorf("resume seccomp: %w", err)
+		}
+	}
+	if ended != nil {
+		return ended()
+	}
+	if a.unpinned && s.kind != stopSyscall {
+		return a.surprise(s)
+	}
+	if err := a.leaveExit(); err != nil {
+		return err
+	}
+	return why
+}
+
+// leaveInterrupted lets go at the entry stop by interrupting the call.
+func (a *attach) leaveInterrupted(why error) error {
 	if !a.pinned {
 		if err := a.toEventStop(0); err != nil {
 			return err
@@ -991,6 +1129,19 @@ func (a *attach) leaveEntry(why error) error {
 // leaveExit lets go past waitid, with the registers of resume or back in place. The detach sends the thread through
 // the kernel's signal path (__ptrace_unlink() kicks it), which restarts the call or ends it with EINTR for a handler.
 func (a *attach) leaveExit() error {
+	switch {
+	case !restartsBeforeStop:
+	case a.resume.result() == resultEINTR:
+		if err := a.t.setRegs(&a.resume); err != nil {
+			return fmt.Errorf("restore registers: %w", err)
+		}
+	case !a.unpinned: // done on the way to the pin
+	default:
+		if err := a.restart(&a.resume); err != nil {
+			return err
+		}
+		return a.leave(nil)
+	}
 	_, inside, _, err := a.t.pendingStops()
 	if err != nil {
 		return fmt.Errorf("look at pending signals: %w", err)

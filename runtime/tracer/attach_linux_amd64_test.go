@@ -211,6 +211,8 @@ type fakeFacts struct {
 	leader bool             // has a tracer
 }
 
+func (f *fakeFacts) syscall() procfs.Syscall { return procfs.Syscall{} }
+
 func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *fakeFacts) traced() bool                   { return f.leader }

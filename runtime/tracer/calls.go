@@ -44,3 +44,51 @@ const (
 	futexWait       = 0
 	futexWaitBitset = 9
 )
+
+func futexCall(args [6]uint64) call {
+	c := call{name: "futex", class: classUnsafe}
+	if op := args[1] & futexCmdMask; op == futexWait || op == futexWaitBitset {
+		c.class = classFutex
+	}
+	return c
+}
+
+// The kinds of ID that waitid(2) takes and the tracer understands (include/uapi/linux/wait.h).
+const (
+	idPID   = 1
+	idPIDFD = 3
+)
+
+func epollCall(name string, endless bool) call {
+	c := call{name: name, class: classEpollFinite, plainEINTR: true, endless: endless}
+	if endless {
+		c.class = classRisky
+	}
+	return c
+}
+
+func waitCall(name string, t waitTarget) call {
+	c := call{name: name, class: classUnsafe, waits: t}
+	if !t.any {
+		c.class = classWaitOther // of one child; that it is none of ours is for the caller to check
+	}
+	return c
+}
+
+// wait4Target: below -1 a process group, -1 every child, 0 our own group, else one child (wait(2)).
+func wait4Target(pid int32) waitTarget {
+	if pid <= 0 {
+		return waitTarget{any: true}
+	}
+	return waitTarget{nspid: procfs.NSPID(pid)}
+}
+
+func waitidTarget(idtype, id int32) waitTarget {
+	switch {
+	case idtype == idPID && id > 0:
+		return waitTarget{nspid: procfs.NSPID(id)}
+	case idtype == idPIDFD && id >= 0:
+		return waitTarget{fd: int(id), isFD: true}
+	}
+	return waitTarget{any: true}
+}

@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 // classifyCall says what may be done with a thread that is parked in call nr. The argument registers are those of
@@ -13,11 +11,7 @@ import (
 func classifyCall(nr int64, args [6]uint64) call {
 	switch nr {
 	case unix.SYS_FUTEX:
-		c := call{name: "futex", class: classUnsafe}
-		if op := args[1] & futexCmdMask; op == futexWait || op == futexWaitBitset {
-			c.class = classFutex
-		}
-		return c
+		return futexCall(args)
 	case unix.SYS_POLL:
 		return call{name: "poll", class: classPoll}
 	case unix.SYS_PPOLL:
@@ -50,38 +44,4 @@ func classifyCall(nr int64, args [6]uint64) call {
 		return call{name: "restart_syscall", class: classRisky}
 	}
 	return call{name: fmt.Sprintf("syscall %d", nr), class: classUnsafe}
-}
-
-func epollCall(name string, endless bool) call {
-	c := call{name: name, class: classEpollFinite, plainEINTR: true, endless: endless}
-	if endless {
-		c.class = classRisky
-	}
-	return c
-}
-
-func waitCall(name string, t waitTarget) call {
-	c := call{name: name, class: classUnsafe, waits: t}
-	if !t.any {
-		c.class = classWaitOther // of one child; that it is none of ours is for the caller to check
-	}
-	return c
-}
-
-// wait4Target: below -1 a process group, -1 every child, 0 our own group, else one child (wait(2)).
-func wait4Target(pid int32) waitTarget {
-	if pid <= 0 {
-		return waitTarget{any: true}
-	}
-	return waitTarget{nspid: procfs.NSPID(pid)}
-}
-
-func waitidTarget(idtype, id int32) waitTarget {
-	switch {
-	case idtype == unix.P_PID && id > 0:
-		return waitTarget{nspid: procfs.NSPID(id)}
-	case idtype == unix.P_PIDFD && id >= 0:
-		return waitTarget{fd: int(id), isFD: true}
-	}
-	return waitTarget{any: true}
 }

@@ -61,7 +61,7 @@ func hookedMain() bool {
 	case hookedWorker:
 		runtime.LockOSThread()
 		Harden()
-		opts := options{journal: journal(), exitStop: restoreAtExit}
+		opts := archOptions(journal())
 		step, deed, marker := args[0], args[2], args[3]
 		count, _ := strconv.Atoi(args[1])
 		for _, o := range args[4:] {
@@ -84,7 +84,7 @@ func hookedMain() bool {
 	case hookedRecover:
 		runtime.LockOSThread()
 		Harden()
-		opts := options{exitStop: restoreAtExit}
+		opts := archOptions(nil)
 		opts.hook = func(s string) {
 			if s == args[0] && once(args[1]) {
 				unix.Kill(os.Getpid(), unix.SIGKILL)
@@ -168,6 +168,10 @@ func startCrash(t testing.TB, call string, siblings int) *crashVictim {
 	requireKernel(t)
 	build()
 	crashBuilt.once.Do(func() {
+		if built.given != "" {
+			crashBuilt.path = filepath.Join(built.given, "crash")
+			return
+		}
 		crashBuilt.path = filepath.Join(built.dir, "crash")
 		out, err := exec.Command("gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", crashBuilt.path, "testdata/crash.c", "-lpthread").CombinedOutput()
 		if err != nil {

@@ -47,11 +47,12 @@ type thread struct {
 	tgid int
 
 	// Buffers that the kernel writes to, here so that no call allocates.
-	iov  unix.Iovec
-	info [syscallInfoMaxSize]byte
-	sig  [siginfoSize]byte
-	set  uint64
-	peek struct {
+	iov   unix.Iovec
+	sysno int32 //nolint:unused // on arm64
+	info  [syscallInfoMaxSize]byte
+	sig   [siginfoSize]byte
+	set   uint64
+	peek  struct {
 		off   uint64
 		flags uint32
 		nr    int32
@@ -151,26 +152,6 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 func (t *thread) bury() bool {
 	r, _, errno := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(t.tid), 0, unix.WNOHANG|unix.WALL, 0, 0, 0)
 	return errno == 0 && int(r) == t.tid
-}
-
-func (t *thread) getRegs(r *registers) error {
-	t.iov.Base = (*byte)(unsafe.Pointer(r))
-	t.iov.SetLen(int(unsafe.Sizeof(*r)))
-	_, err := t.ptrace(unix.PTRACE_GETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
-	if err != nil {
-		return err
-	}
-	if uintptr(t.iov.Len) != unsafe.Sizeof(*r) {
-		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
-	}
-	return nil
-}
-
-func (t *thread) setRegs(r *registers) error {
-	t.iov.Base = (*byte)(unsafe.Pointer(r))
-	t.iov.SetLen(int(unsafe.Sizeof(*r)))
-	_, err := t.ptrace(unix.PTRACE_SETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
-	return err
 }
 
 // syscallInfo reads struct ptrace_syscall_info (include/uapi/linux/ptrace.h): op, 3 bytes of padding, arch, instruction
@@ -386,6 +367,14 @@ func (f *liveFacts) traced() bool {
 
 func (f *liveFacts) thread() (procfs.Status, error) {
 	return settled(func() (procfs.Status, error) { return f.o.proc.ThreadStatus(f.req.PID, f.tid) })
+}
+
+func (f *liveFacts) syscall() procfs.Syscall {
+	sc, err := f.o.proc.ThreadSyscall(f.req.PID, f.tid)
+	if err != nil {
+		return procfs.Syscall{Running: true}
+	}
+	return sc
 }
 
 func (f *liveFacts) zombie(i int, quick bool) Reason {

@@ -26,7 +26,7 @@ const (
 // point: what it does depends on what it finds.
 //
 // An error means that the thread is still as it was; the journal is then still open.
-func Recover(j *Journal) error { return mend(j, options{exitStop: restoreAtExit}) }
+func Recover(j *Journal) error { return mend(j, archOptions(nil)) }
 
 func mend(j *Journal, opts options) error {
 	if j.phase() == phaseIdle {

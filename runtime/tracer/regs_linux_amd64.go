@@ -2,8 +2,12 @@ package tracer
 
 import (
 	"errors"
+	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 const archSupported = true
@@ -20,6 +24,12 @@ const auditArch = 0xc000003e
 // registers is struct user_regs_struct (arch/x86/include/uapi/asm/ptrace.h): 27 words, NT_PRSTATUS of a 64-bit task. A
 // 32-bit task has 68 bytes.
 type registers unix.PtraceRegs
+
+// restartsBeforeStop: the signal path looks for a restart code after the stops that it makes.
+const restartsBeforeStop = false
+
+// nrNothing is not needed where that is so.
+const nrNothing = -1
 
 // userCS is __USER_CS (arch/x86/include/asm/segment.h), the code segment of 64-bit user mode.
 const userCS = 0x33
@@ -46,6 +56,9 @@ const nrRestartSyscall = unix.SYS_RESTART_SYSCALL
 // native reports whether the thread is in 64-bit mode.
 func (r *registers) native() bool { return r.Cs == userCS }
 
+// mode returns what says whether the thread is in 64-bit user mode, for people.
+func (r *registers) mode() uint64 { return r.Cs }
+
 // nr returns the number of the system call that the thread is in, or -1 (orig_rax).
 func (r *registers) nr() int64 { return int64(r.Orig_rax) }
 
@@ -69,6 +82,27 @@ func (r *registers) restartCode(c call) (code int64, ok bool) {
 	}
 	return 0, false
 }
+
+// interrupted returns the registers that a thread had when the stop interrupted its call: here they are not changed.
+func (r *registers) interrupted(procfs.Syscall) registers { return *r }
+
+// restart returns the registers to go on with at the event stop.
+func (r *registers) restart(code int64) (next registers, byHand bool) {
+	return r.withResult(code), false
+}
+
+// restarted reports whether r, taken at the entry stop to which a restart by that code has led, are of the call that was
+// interrupted.
+func (r *registers) restarted(parked *registers, code int64) (int64, bool) {
+	want := parked.nr()
+	if code == errRestartBlock {
+		want = nrRestartSyscall
+	}
+	return code, r.nr() == want && r.args() == parked.args()
+}
+
+// fill takes from the event stop what the entry stop does not show.
+func (r *registers) fill(*registers) {}
 
 // withResult returns r with another result of the system call.
 func (r registers) withResult(v int64) registers {
@@ -116,3 +150,23 @@ func waitidCall(pid int) (nr int64, args [6]uint64) {
 }
 
 var errNotNative = errors.New("not a native 64-bit task")
+
+func (t *thread) getRegs(r *registers) error {
+	t.iov.Base = (*byte)(unsafe.Pointer(r))
+	t.iov.SetLen(int(unsafe.Sizeof(*r)))
+	_, err := t.ptrace(unix.PTRACE_GETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
+	if err != nil {
+		return err
+	}
+	if uintptr(t.iov.Len) != unsafe.Sizeof(*r) {
+		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
+	}
+	return nil
+}
+
+func (t *thread) setRegs(r *registers) error {
+	t.iov.Base = (*byte)(unsafe.Pointer(r))
+	t.iov.SetLen(int(unsafe.Sizeof(*r)))
+	_, err := t.ptrace(unix.PTRACE_SETREGSET, ntPRStatus, uintptr(unsafe.Pointer(&t.iov)))
+	return err
+}

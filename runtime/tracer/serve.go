@@ -23,7 +23,7 @@ var ErrStuck = errors.New("a thread did not stop in time; only the end of this p
 //
 // What has to be put back if the process dies is written to journal; without one, nobody does.
 func Serve(in io.Reader, out io.Writer, idle time.Duration, journal *Journal) error {
-	return serve(in, out, idle, options{journal: journal, exitStop: restoreAtExit})
+	return serve(in, out, idle, archOptions(journal))
 }
 
 func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error {

@@ -25,12 +25,7 @@ var proc = procfs.New(os.DirFS("/proc"))
 func compiled(t *testing.T) string {
 	t.Helper()
 	testutil.Root(t)
-	bin := filepath.Join(t.TempDir(), "forker")
-	cc := testutil.Tool(t, "gcc")
-	if out, err := exec.Command(cc, "-static", "-pthread", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/forker.c").CombinedOutput(); err != nil {
-		t.Fatalf("compile forker.c: %v\n%s", err, out)
-	}
-	return bin
+	return testutil.Victim(t, "forker")
 }
 
 // subject is a process that waits, before its exec, to be let go: as a container does between create and start.

@@ -203,6 +203,13 @@ int main(int argc, char **argv)
 	else if (IS("epoll-timeout")) { nr = SYS_epoll_wait; ARGS(ep, P(&ev), 1, 7200000); }
 	else if (IS("pause")) { nr = SYS_pause; }
 	else if (IS("select")) { nr = SYS_select; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0); }
+#else // what the C library makes of them
+	else if (IS("poll")) { nr = SYS_ppoll; ARGS(P(&pfd), 1, 0, 0, 8); }
+	else if (IS("poll-timeout")) { nr = SYS_ppoll; ARGS(0, 0, P(&ts), 0, 8); }
+	else if (IS("epoll")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, P(-1), 0, 8); }
+	else if (IS("epoll-timeout")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, 7200000, 0, 8); }
+	else if (IS("pause")) { nr = SYS_ppoll; ARGS(0, 0, 0, 0, 8); }
+	else if (IS("select")) { nr = SYS_pselect6; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0, 0); }
 #endif
 	else
 		die(name);

@@ -112,9 +112,12 @@ static void on_signal(int sig, void (*h)(int), int flags)
 
 static void nothing(int sig) { (void)sig; }
 
-// checked_syscall makes system call nr with every register that the ABI keeps across it (all but rax, rcx and r11) set to a
-// known value, and stores what they hold afterwards.
+// checked_syscall makes system call nr with registers that the ABI keeps across it set to known values, and stores what they
+// hold afterwards: the six arguments, then six that begin as kept below.
 long checked_syscall(long nr, const unsigned long args[6], unsigned long after[12]);
+
+#if defined(__x86_64__)
+// All but rax, rcx and r11.
 __asm__(".text\n"
 	".globl checked_syscall\n"
 	"checked_syscall:\n"
@@ -151,6 +154,36 @@ __asm__(".text\n"
 	"	pop %rdx\n"
 	"	pop %r15\n	pop %r14\n	pop %r13\n	pop %r12\n	pop %rbp\n	pop %rbx\n"
 	"	ret\n");
+#elif defined(__aarch64__)
+// x0 returns the result, so that the first argument is passed over. x7, which the kernel uses to tell a tracer where it is
+// (report_syscall() in arch/arm64/kernel/ptrace.c), counts into the last slot, and so do x6, x9, x15 and x28.
+__asm__(".text\n"
+	".globl checked_syscall\n"
+	"checked_syscall:\n"
+	"	stp x29, x30, [sp, #-112]!\n"
+	"	stp x19, x20, [sp, #16]\n	stp x21, x22, [sp, #32]\n	stp x23, x24, [sp, #48]\n"
+	"	stp x27, x28, [sp, #64]\n	stp x1, x2, [sp, #80]\n"
+	"	mov x8, x0\n"
+	"	mov x16, x1\n"
+	"	ldp x0, x1, [x16]\n	ldp x2, x3, [x16, #16]\n	ldp x4, x5, [x16, #32]\n"
+	"	mov x19, #0x0101010101010101\n	mov x20, #0x0202020202020202\n"
+	"	mov x21, #0x0303030303030303\n	ldr x22, =0x0404040404040404\n"
+	"	ldr x23, =0x0505050505050505\n	mov x24, #0x0606060606060606\n"
+	"	mov x6, x24\n	mov x7, x24\n	mov x9, x24\n	mov x15, x24\n	mov x28, x24\n"
+	"	svc #0\n"
+	"	ldp x16, x17, [sp, #80]\n"
+	"	ldr x16, [x16]\n"
+	"	stp x16, x1, [x17]\n	stp x2, x3, [x17, #16]\n	stp x4, x5, [x17, #32]\n"
+	"	stp x19, x20, [x17, #48]\n	stp x21, x22, [x17, #64]\n"
+	"	cmp x6, x24\n	ccmp x7, x24, #0, eq\n	ccmp x9, x24, #0, eq\n	ccmp x15, x24, #0, eq\n	ccmp x28, x24, #0, eq\n"
+	"	csel x24, x24, xzr, eq\n"
+	"	stp x23, x24, [x17, #80]\n"
+	"	ldp x19, x20, [sp, #16]\n	ldp x21, x22, [sp, #32]\n	ldp x23, x24, [sp, #48]\n"
+	"	ldp x27, x28, [sp, #64]\n"
+	"	ldp x29, x30, [sp], #112\n"
+	"	ret\n"
+	"	.ltorg\n");
+#endif
 
 // parked: makes one system call, checks itself after it. usage: parked CALL ORPHANS MILLISECONDS
 //
@@ -213,23 +246,32 @@ static int parked(const char *name, int n, long ms)
 	if (!strcmp(name, "futex")) { nr = SYS_futex; ARGS(P(word), FUTEX_WAIT, 0, 0); }
 	else if (!strcmp(name, "futex-timeout")) { nr = SYS_futex; ARGS(P(word), FUTEX_WAIT, 0, P(&ts)); }
 	else if (!strcmp(name, "futex-bitset")) { nr = SYS_futex; ARGS(P(word), FUTEX_WAIT_BITSET, 0, 0, 0, FUTEX_BITSET_MATCH_ANY); }
+#ifdef SYS_poll
 	else if (!strcmp(name, "poll")) { nr = SYS_poll; ARGS(P(&pfd), 1, P(-1)); }
 	else if (!strcmp(name, "poll-timeout")) { nr = SYS_poll; ARGS(0, 0, ms); }
+	else if (!strcmp(name, "epoll")) { nr = SYS_epoll_wait; ARGS(ep, P(&ev), 1, P(-1)); }
+	else if (!strcmp(name, "epoll-timeout")) { nr = SYS_epoll_wait; ARGS(ep, P(&ev), 1, ms); }
+	else if (!strcmp(name, "pause")) { nr = SYS_pause; usr1 = 1; }
+	else if (!strcmp(name, "select")) { nr = SYS_select; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0); }
+#else // what the C library does instead
+	else if (!strcmp(name, "poll")) { nr = SYS_ppoll; ARGS(P(&pfd), 1, 0, 0, 8); }
+	else if (!strcmp(name, "poll-timeout")) { nr = SYS_ppoll; ARGS(0, 0, P(&ts), 0, 8); }
+	else if (!strcmp(name, "epoll")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, P(-1), 0, 8); }
+	else if (!strcmp(name, "epoll-timeout")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, ms, 0, 8); }
+	else if (!strcmp(name, "pause")) { nr = SYS_ppoll; ARGS(0, 0, 0, 0, 8); usr1 = 1; }
+	else if (!strcmp(name, "select")) { nr = SYS_pselect6; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0, 0); }
+#endif
 	else if (!strcmp(name, "ppoll")) { nr = SYS_ppoll; ARGS(P(&pfd), 1, 0, P(&inner), 8); usr1 = 1; }
 	else if (!strcmp(name, "ppoll-timeout")) { nr = SYS_ppoll; ARGS(0, 0, P(&ts), 0, 8); }
 	else if (!strcmp(name, "wait4")) { nr = SYS_wait4; ARGS(helper, P(&status), 0, 0); }
 	else if (!strcmp(name, "waitid")) { nr = SYS_waitid; ARGS(P_PID, helper, P(&si), WEXITED, 0); }
 	else if (!strcmp(name, "waitid-pidfd")) { nr = SYS_waitid; ARGS(P_PIDFD, pidfd, P(&si), WEXITED, 0); }
-	else if (!strcmp(name, "epoll")) { nr = SYS_epoll_wait; ARGS(ep, P(&ev), 1, P(-1)); }
 	else if (!strcmp(name, "epoll-pwait")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, P(-1), P(&inner), 8); usr1 = 1; }
 	else if (!strcmp(name, "epoll-pwait2")) { nr = SYS_epoll_pwait2; ARGS(ep, P(&ev), 1, 0, 0, 8); }
-	else if (!strcmp(name, "epoll-timeout")) { nr = SYS_epoll_wait; ARGS(ep, P(&ev), 1, ms); }
 	else if (!strcmp(name, "nanosleep")) { nr = SYS_nanosleep; ARGS(P(&ts), 0); }
 	else if (!strcmp(name, "clock-nanosleep")) { nr = SYS_clock_nanosleep; ARGS(CLOCK_MONOTONIC, 0, P(&ts), 0); }
 	else if (!strcmp(name, "clock-nanosleep-abs")) { nr = SYS_clock_nanosleep; ARGS(CLOCK_MONOTONIC, TIMER_ABSTIME, P(&abs), 0); }
-	else if (!strcmp(name, "pause")) { nr = SYS_pause; usr1 = 1; }
 	else if (!strcmp(name, "sigsuspend")) { nr = SYS_rt_sigsuspend; ARGS(P(&inner), 8); usr1 = 1; }
-	else if (!strcmp(name, "select")) { nr = SYS_select; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0); }
 	else if (!strcmp(name, "pselect6")) {
 		nr = SYS_pselect6;
 		sixth.set = &inner;

@@ -1,0 +1,44 @@
+//go:build linux && !amd64
+
+package tracer
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ntARMSystemCall is NT_ARM_SYSTEM_CALL (include/uapi/linux/elf.h), an int.
+const ntARMSystemCall = 0x404
+
+func (t *thread) regset(req int, kind uintptr, p unsafe.Pointer, size int) error {
+	t.iov.Base = (*byte)(p)
+	t.iov.SetLen(size)
+	_, err := t.ptrace(req, kind, uintptr(unsafe.Pointer(&t.iov)))
+	return err
+}
+
+func (t *thread) getRegs(r *registers) error {
+	if err := t.regset(unix.PTRACE_GETREGSET, ntPRStatus, unsafe.Pointer(&r.x), arm64RegsSize); err != nil {
+		return err
+	}
+	if t.iov.Len != arm64RegsSize {
+		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
+	}
+	if err := t.regset(unix.PTRACE_GETREGSET, ntARMSystemCall, unsafe.Pointer(&t.sysno), 4); err != nil {
+		return fmt.Errorf("get number of system call: %w", err)
+	}
+	r.sysno, r.ret = int64(t.sysno), 0
+	return nil
+}
+
+// setRegs writes the number first: with the old one and new arguments PID 1's own call would be executed on those, were we
+// killed in between.
+func (t *thread) setRegs(r *registers) error {
+	t.sysno = int32(r.sysno)
+	if err := t.regset(unix.PTRACE_SETREGSET, ntARMSystemCall, unsafe.Pointer(&t.sysno), 4); err != nil {
+		return fmt.Errorf("set number of system call: %w", err)
+	}
+	return t.regset(unix.PTRACE_SETREGSET, ntPRStatus, unsafe.Pointer(&r.x), arm64RegsSize)
+}
