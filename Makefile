@@ -122,6 +122,7 @@ $(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED
 $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
 $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
+$(eval $(call tool,gotestsum,gotest.tools/gotestsum,.,CGO_ENABLED=0,))
 
 # Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
 # $(1) version, $(2) module
@@ -193,9 +194,15 @@ vet: ## go vet, for amd64 and arm64.
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
 	$(TOOLS)/golangci-lint run ./...
 
+# Real kernels, processes and daemons on a machine that others share: a test that fails is run once more by itself, five tests at
+# most, and named at the end. What fails twice, a data race, and what is left behind fail the run.
+GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --rerun-fails=1 --rerun-fails-max-failures=5 \
+	--rerun-fails-run-root-test --rerun-fails-abort-on-data-race
+
 .PHONY: test-unit
-test-unit: ## Unit tests with the race detector (PKGS=, RUN=).
-	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $$($(GO) list $(PKGS) | grep -v '/integration')
+test-unit: $(TOOLS)/gotestsum ## Unit tests with the race detector (PKGS=, RUN=).
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
+		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
@@ -208,7 +215,7 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 
 .PHONY: test-integration
 test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
-	$(GO) test -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-v -run '$(RUN)') $(INTEGRATION_PKGS)
+	$(GOTESTSUM) --packages="$(INTEGRATION_PKGS)" -- -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 # What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
 # the daemon and our programs can be replaced. TestDaemonUpgrade goes from this version to the newest.
@@ -217,8 +224,8 @@ OLDEST     := containerd-debian
 
 .PHONY: test-oldest
 test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).
-	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GO) test -count=1 -timeout $(TIMEOUT) \
-		-run '$(CORE_TESTS)' ./integration
+	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GOTESTSUM) --packages=./integration -- -count=1 \
+		-timeout $(TIMEOUT) -run '$(CORE_TESTS)'
 
 .PHONY: test-matrix
 test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).

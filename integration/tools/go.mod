@@ -9,5 +9,6 @@ require (
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/nerdctl/v2 v2.1.2
 	github.com/opencontainers/runc v1.5.2
+	gotest.tools/gotestsum v1.13.0
 	sigs.k8s.io/cri-tools v1.36.0
 )
