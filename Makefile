@@ -183,7 +183,6 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
-	@$(MAKE) --no-print-directory test-oldest
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -214,7 +213,7 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	done
 
 .PHONY: test-integration
-test-integration: tools testprogs build ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
+test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GOTESTSUM) --packages="$(INTEGRATION_PKGS)" -- -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 # What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
@@ -245,6 +244,10 @@ test-vm: tools testprogs build ## Container integration tests on Debian's amd64 
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
 	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
+
+.PHONY: test-load
+test-load: tools testprogs build ## TestLoad with 20 containers that leak 20 orphans a second each (as root).
+	REAPER_TEST_LOAD=full $(GO) test -count=1 -timeout $(TIMEOUT) -v -run '^TestLoad$$' ./integration
 
 .PHONY: test-storm
 test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).

@@ -103,7 +103,7 @@ func TestCRIBadAnnotation(t *testing.T) {
 	if code == 0 {
 		t.Fatal("the pod has started")
 	}
-	for _, want := range []string{"io.containerd.reaper.mode", "asist", "assist observe off"} {
+	for _, want := range []string{"io.containerd.reaper.mode", "asist", "assist init observe off"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the message does not say %q: %s", want, out)
 		}

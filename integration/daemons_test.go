@@ -201,7 +201,7 @@ func TestDaemonRestart(t *testing.T) {
 func TestDaemonUpgrade(t *testing.T) {
 	from := os.Getenv(upgradeEnv)
 	if from == "" {
-		from = "containerd-debian"
+		from = "containerd-1.7"
 	}
 	rt := reaper(t)
 	testutil.Tool(t, "crictl")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -393,5 +394,103 @@ func TestInitModeLifecycle(t *testing.T) {
 	status, err := c.Wait(t.Context())
 	if err != nil || status.ExitCode() != 143 {
 		t.Errorf("status %d, %v, want 143", status.ExitCode(), err)
+	}
+}
+
+// TestInitModeNerdctl: what a person does with nerdctl works with an entrypoint that is not PID 1.
+func TestInitModeNerdctl(t *testing.T) {
+	d := daemon(t)
+	testutil.Tool(t, "ps") // nerdctl top runs it
+	testutil.Tool(t, "reaper-init")
+	rt := reaper(t)
+	nerdctl := func(args ...string) (string, int) {
+		return command(t, d, "nerdctl", append([]string{
+			"--address", d.Address, "--namespace", harness.Namespace, "--data-root", filepath.Join(d.Dir, "nerdctl-init"),
+			"--snapshotter", d.Snapshotter, "--cgroup-manager", "cgroupfs",
+			"--cni-netconfpath", filepath.Join(d.Dir, "cni/net.d"), "--cni-path", filepath.Join(d.Dir, "cni/bin"),
+		}, args...)...)
+	}
+	const name = "nerdctl-init"
+	run := []string{
+		"run", "--runtime", rt, "--annotation", "io.containerd.reaper.mode=init", "--net", "none", "--pull", "never",
+		"--cgroup-parent", d.CgroupParent, "--name", name,
+	}
+	if out, code := nerdctl(append(run, "--rm", harness.TestImage, "/bin/sh", "-c", "echo $$; exit 3")...); code != 3 || strings.TrimSpace(out) == "1" {
+		t.Errorf("run --rm: exit code %d, the shell has PID %q, want 3 and another than 1", code, strings.TrimSpace(out))
+	}
+	if _, code := nerdctl(append(run, "--detach", harness.TestImage, "/bin/sh", "-c", "echo one; exec /bin/goodinit")...); code != 0 {
+		t.Fatalf("run --detach: exit code %d", code)
+	}
+	defer nerdctl("rm", "--force", name)
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		out, _ := nerdctl("logs", name)
+		return strings.Contains(out, "one"), out
+	})
+	if out, code := nerdctl("exec", name, "/bin/sh", "-c", "/bin/leak -n 3; echo there"); code != 0 || out != "there\n" {
+		t.Errorf("exec: exit code %d, %q", code, out)
+	}
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) { // the entrypoint and reaper-init, and no orphan
+		out, _ := nerdctl("top", name)
+		return strings.Contains(out, "/dev/.reaper/init") && strings.Contains(out, "goodinit") && !strings.Contains(out, "leak"), out
+	})
+	for _, args := range [][]string{{"pause", name}, {"unpause", name}, {"stop", "--time", "10", name}} {
+		begin := time.Now()
+		if out, code := nerdctl(args...); code != 0 || time.Since(begin) > 9*time.Second {
+			t.Errorf("%s: exit code %d after %v: %s", args[0], code, time.Since(begin), out)
+		}
+	}
+	if out, _ := nerdctl("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", name); strings.TrimSpace(out) != "exited 0" {
+		t.Errorf("after stop: %s", out)
+	}
+}
+
+// TestInitModePod: the annotation of a pod makes reaper-init the first process of its containers and not of the pod itself;
+// exec, attach, logs and the grace period of a stop work through CRI.
+func TestInitModePod(t *testing.T) {
+	d := daemon(t)
+	testutil.Tool(t, "crictl")
+	testutil.Tool(t, "reaper-init")
+	p := startPod(t, d, reaper(t), podOptions{
+		args:        []string{"/bin/sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do echo tick; sleep 0.2; done"},
+		annotations: initMode,
+	})
+	pid := p.pid(t)
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		id, err := harness.IdentityOf(pid)
+		return err == nil && id.Exe == "/dev/.reaper/init", fmt.Sprintf("%+v, %v", id, err)
+	})
+	if out, code := p.crictl("exec", "--sync", p.container, "/bin/leak", "-n", "3"); code != 0 {
+		t.Errorf("exec: exit code %d: %s", code, out)
+	}
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		zs, err := harness.Zombies(pid)
+		return err == nil && len(zs) == 0, fmt.Sprintf("%s, %v", describe(zs), err)
+	})
+	attached := make(chan string, 1)
+	go func() {
+		out, code := p.crictl("attach", p.container)
+		attached <- fmt.Sprintf("exit code %d: %s", code, out)
+	}()
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		out, _ := p.crictl("logs", p.container)
+		return strings.Count(out, "tick") > 10, out
+	})
+	begin := time.Now()
+	if out, code := p.crictl("stop", "--timeout", "10", p.container); code != 0 || time.Since(begin) > 9*time.Second {
+		t.Errorf("stop: exit code %d after %v: %s", code, time.Since(begin), out)
+	}
+	select {
+	case out := <-attached:
+		if !strings.Contains(out, "tick") {
+			t.Errorf("attach: %s", out)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("attach goes on after the end of the container")
+	}
+	if out, _ := p.crictl("inspect", p.container); inspectState(t, out) != "CONTAINER_EXITED 5" {
+		t.Errorf("after stop: %s, want CONTAINER_EXITED 5", inspectState(t, out))
+	}
+	if out, _ := p.crictl("logs", p.container); !strings.Contains(out, "bye") {
+		t.Error("the last words are not in the log")
 	}
 }
