@@ -172,7 +172,7 @@ func TestConfigureRejects(t *testing.T) {
 		annotations map[string]string
 		want        []string
 	}{
-		"an unknown mode":          {"", map[string]string{AnnotationMode: "asist"}, []string{AnnotationMode, `"asist"`, "assist observe off"}},
+		"an unknown mode":          {"", map[string]string{AnnotationMode: "asist"}, []string{AnnotationMode, `"asist"`, "assist init observe off"}},
 		"an empty mode":            {"", map[string]string{AnnotationMode: ""}, []string{AnnotationMode, `""`, "assist"}},
 		"a mode in capitals":       {`mode = "OFF"`, nil, []string{"option mode", `"OFF"`, "off"}},
 		"a malformed duration":     {"", map[string]string{AnnotationGrace: "1 second"}, []string{AnnotationGrace, `"1 second"`, "500ms"}},
