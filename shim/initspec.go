@@ -119,33 +119,14 @@ func parseInitSpec(data []byte) (*initSpec, error) {
 	var root struct {
 		Path string `json:"path"`
 	}
-	parts := []struct {
-		in   map[string]json.RawMessage
-		key  string
-		into any
-	}{{sp.all, "process", &sp.process}, {sp.all, "mounts", &sp.mounts}, {sp.all, "root", &root}}
-	decode := func() error {
-		for _, p := range parts {
-			if raw, ok := p.in[p.key]; ok {
-				if err := json.Unmarshal(raw, p.into); err != nil {
-					return fmt.Errorf("%s: %w", p.key, err)
-				}
-			}
-		}
-		return nil
-	}
-	if err := decode(); err != nil {
+	if err := errors.Join(
+		field(sp.all, "process", &sp.process), field(sp.all, "mounts", &sp.mounts), field(sp.all, "root", &root),
+	); err != nil {
 		return nil, err
 	}
-	parts = parts[:0]
-	for key, into := range map[string]any{"args": &sp.args, "env": &sp.env, "cwd": &sp.cwd} {
-		parts = append(parts, struct {
-			in   map[string]json.RawMessage
-			key  string
-			into any
-		}{sp.process, key, into})
-	}
-	if err := decode(); err != nil {
+	if err := errors.Join(
+		field(sp.process, "args", &sp.args), field(sp.process, "env", &sp.env), field(sp.process, "cwd", &sp.cwd),
+	); err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
 	if len(sp.args) == 0 {
@@ -153,6 +134,28 @@ func parseInitSpec(data []byte) (*initSpec, error) {
 	}
 	sp.root = root.Path
 	return sp, nil
+}
+
+// field decodes a member of an object, if it is there.
+func field(in map[string]json.RawMessage, key string, into any) error {
+	raw, ok := in[key]
+	if !ok {
+		return nil
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}
+
+// setField encodes a member of an object.
+func setField(in map[string]json.RawMessage, key string, from any) error {
+	raw, err := json.Marshal(from)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	in[key] = raw
+	return nil
 }
 
 // checkDev makes sure that the mount points can be made without a write to the image.
@@ -187,18 +190,10 @@ func (sp *initSpec) rewrite(init, socketDir string) error {
 		}
 		sp.mounts = append(sp.mounts, raw)
 	}
-	for _, p := range []struct {
-		in   map[string]json.RawMessage
-		key  string
-		from any
-	}{{sp.process, "args", &sp.args}, {sp.all, "process", &sp.process}, {sp.all, "mounts", &sp.mounts}} {
-		raw, err := json.Marshal(p.from)
-		if err != nil {
-			return err
-		}
-		p.in[p.key] = raw
+	if err := setField(sp.process, "args", sp.args); err != nil {
+		return err
 	}
-	return nil
+	return errors.Join(setField(sp.all, "process", sp.process), setField(sp.all, "mounts", sp.mounts))
 }
 
 // write replaces the spec as a whole, so that there is never a half of it.

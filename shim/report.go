@@ -43,8 +43,8 @@ type reports struct {
 	last   time.Time // when totals were taken from a record
 }
 
-// listenReports makes the socket in dir, once it is known who the task's init process is. Anybody in the container can reach it and only the task's init process is listened
-// to.
+// listenReports makes the socket in dir, once it is known who the task's init process is. Anybody in the container can reach
+// it and only that process is listened to.
 func (s *service) listenReports(t *task, dir string) (*reports, error) {
 	l, err := listenIn(dir, reportName)
 	if err != nil {
@@ -87,7 +87,7 @@ func (p *reports) accept(ctx context.Context) {
 	for {
 		conn, err := p.listener.AcceptUnix()
 		if err != nil {
-			if ctx.Err() == nil {
+			if !errors.Is(err, net.ErrClosed) { // finish closes it
 				log.L.WithField("id", p.t.id).WithError(err).Warn("no more reports of " + initName)
 			}
 			return

@@ -88,6 +88,7 @@ type Daemon struct {
 
 	root    string // of the repository
 	opts    Options
+	major   int      // of the version of the daemon that the configuration is for
 	mountNS *os.File // the daemon's, open so that it outlives the daemon
 	pid     int
 	exited  chan struct{} // closed when the daemon has been waited for
@@ -233,12 +234,12 @@ func Start(ctx context.Context, opts Options) (_ *Daemon, err error) {
 
 // writeConfig writes the configuration in the form that this version of the daemon reads.
 func (d *Daemon) writeConfig(ctx context.Context) error {
-	major, err := d.major(ctx)
-	if err != nil {
+	var err error
+	if d.major, err = d.askMajor(ctx); err != nil {
 		return err
 	}
 	tmpl := configTemplate
-	if major < 2 {
+	if d.major < 2 {
 		tmpl = legacyTemplate
 	}
 	var config bytes.Buffer
@@ -251,8 +252,8 @@ func (d *Daemon) writeConfig(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(d.Dir, "config.toml"), config.Bytes(), 0o600)
 }
 
-// major returns the first part of the daemon's version: "containerd github.com/containerd/containerd v1.7.35 …".
-func (d *Daemon) major(ctx context.Context) (int, error) {
+// askMajor returns the first part of the daemon's version: "containerd github.com/containerd/containerd v1.7.35 …".
+func (d *Daemon) askMajor(ctx context.Context) (int, error) {
 	out, err := exec.CommandContext(ctx, d.containerd(), "--version").Output()
 	if err != nil {
 		return 0, fmt.Errorf("%s --version: %w", d.opts.Containerd, err)
@@ -400,9 +401,7 @@ func (d *Daemon) pluginErrors(ctx context.Context) error {
 		"io.containerd.grpc.v1/cri": true, "io.containerd.runtime.v2/task": true,
 		"io.containerd.snapshotter.v1/" + d.Snapshotter: true,
 	}
-	if major, err := d.major(ctx); err != nil {
-		return err
-	} else if major >= 2 {
+	if d.major >= 2 {
 		needed["io.containerd.cri.v1/runtime"] = true
 	}
 	resp, err := d.Client.IntrospectionService().Plugins(ctx)
