@@ -7,7 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
+
+	"github.com/reaper-shim/reaper/internal/benchreport"
 )
 
 // result is what docs/data/init.json holds.
@@ -55,40 +56,33 @@ func main() {
 }
 
 func run(rounds, starts, orphans int, bin, dataFile, docFile string, render bool) error {
-	if !render {
-		r, err := measure(rounds, starts, orphans, bin)
-		if err != nil {
-			return err
-		}
-		text, err := json.MarshalIndent(r, "", "\t")
-		if err != nil {
-			return err
-		}
-		if err := os.MkdirAll(filepath.Dir(dataFile), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(dataFile, append(text, '\n'), 0o644); err != nil {
-			return err
-		}
+	var (
+		r   *result
+		err error
+	)
+	if render {
+		r, err = kept(dataFile)
+	} else {
+		r, err = measure(rounds, starts, orphans, bin)
 	}
-	text, err := os.ReadFile(dataFile)
 	if err != nil {
 		return err
-	}
-	var r result
-	if err := json.Unmarshal(text, &r); err != nil {
-		return fmt.Errorf("parse %s: %w", dataFile, err)
 	}
 	if len(r.Inits) == 0 {
 		return errors.New("nothing was measured")
 	}
-	page, err := os.ReadFile(docFile)
+	return benchreport.Keep(r, &result{}, dataFile, docFile, target)
+}
+
+// kept returns what was measured before.
+func kept(dataFile string) (*result, error) {
+	text, err := os.ReadFile(dataFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	out, err := renew(string(page), r.table())
-	if err != nil {
-		return fmt.Errorf("%s: %w", docFile, err)
+	r := &result{}
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("parse %s: %w", dataFile, err)
 	}
-	return os.WriteFile(docFile, []byte(out), 0o644)
+	return r, nil
 }

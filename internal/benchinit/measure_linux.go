@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/internal/benchreport"
 )
 
 func measure(rounds, starts, orphans int, bin string) (*result, error) {
@@ -74,7 +76,9 @@ func measure(rounds, starts, orphans int, bin string) (*result, error) {
 			}
 		}
 		for i, s := range r.Inits {
-			s.StartUS = append(s.StartUS, quantile(times[i], 0.5))
+			if len(times[i]) > 0 {
+				s.StartUS = append(s.StartUS, benchreport.Quantile(times[i], 0.5))
+			}
 		}
 		for _, s := range r.Inits[1:] {
 			if err := s.round(victim, orphans); err != nil {

@@ -2,48 +2,24 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
+
+	"github.com/reaper-shim/reaper/internal/benchreport"
 )
 
-const (
-	beginMark = "<!-- begin: written by make bench-init -->"
-	endMark   = "<!-- end: written by make bench-init -->"
-)
+// target is the make target, which the marks in the page name.
+const target = "bench-init"
 
-// renew replaces what stands between the marks.
-func renew(page, table string) (string, error) {
-	head, rest, ok := strings.Cut(page, beginMark)
-	_, tail, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("no place for the table: want the lines %q and %q", beginMark, endMark)
-	}
-	return head + beginMark + "\n\n" + table + "\n" + endMark + tail, nil
-}
-
-// quantile of the values, interpolated; 0 of none.
-func quantile(values []float64, q float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	v := slices.Sorted(slices.Values(values))
-	at := q * float64(len(v)-1)
-	i := int(at)
-	if i+1 == len(v) {
-		return v[i]
-	}
-	return v[i] + (at-float64(i))*(v[i+1]-v[i])
-}
-
-// spread writes the median and, in brackets, the quartiles.
+// spread is empty where nothing can be measured of a program.
 func spread(values []float64, digits int) string {
 	if len(values) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%.*f (%.*f to %.*f)", digits, quantile(values, 0.5), digits, quantile(values, 0.25), digits, quantile(values, 0.75))
+	return benchreport.Spread(values, digits)
 }
 
-func (r *result) table() string {
+// Tables returns the text between the marks.
+func (r *result) Tables() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Measured on %s at commit %s: Linux %s, %s, %d CPUs; load average %s before, %s after. %d rounds, in each of which all take "+
 		"their turns: %d starts each, and %d orphans that end at once. Each cell is the median and, in brackets, the quartiles of the rounds.\n\n"+

@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/reaper-shim/reaper/internal/benchreport"
 )
 
 func TestTableIsWrittenBetweenTheMarks(t *testing.T) {
@@ -10,7 +12,7 @@ func TestTableIsWrittenBetweenTheMarks(t *testing.T) {
 		{Name: "none", StartUS: []float64{1, 2, 3}},
 		{Name: "tini", Version: "0.19", BinarySize: 4711, StartUS: []float64{5}, RSSKB: []float64{8, 10, 9}, OrphansPS: []float64{100}, CPUUS: []float64{1.25}},
 	}}
-	out, err := renew("head\n"+beginMark+"\nold\n"+endMark+"\ntail\n", r.table())
+	out, err := benchreport.Renew("head\n<!-- begin: written by make bench-init -->\nold\n<!-- end: written by make bench-init -->\ntail\n", target, r.Tables())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +26,7 @@ func TestTableIsWrittenBetweenTheMarks(t *testing.T) {
 			t.Errorf("%q in\n%s", bad, out)
 		}
 	}
-	if _, err := renew("no marks", ""); err == nil {
+	if _, err := benchreport.Renew("no marks", target, ""); err == nil {
 		t.Error("a page without marks is taken")
 	}
 }
