@@ -245,10 +245,6 @@ test-vm: tools testprogs build ## Container integration tests on Debian's amd64 
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
 	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
 
-.PHONY: test-load
-test-load: tools testprogs build ## TestLoad with 20 containers that leak 20 orphans a second each (as root).
-	REAPER_TEST_LOAD=full $(GO) test -count=1 -timeout $(TIMEOUT) -v -run '^TestLoad$$' ./integration
-
 .PHONY: test-storm
 test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).
 	REAPER_STORM=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^(TestStorm|TestBusyLeak|TestStormLong)$$' ./integration

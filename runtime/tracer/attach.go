@@ -13,8 +13,10 @@ import (
 // killGrace, so that the client never has to kill a worker that is at work.
 const (
 	// stopWait is for a stop that a parked thread makes at once: longer means that it is in uninterruptible sleep
-	// (vfork(2), a hung file system) or gets no CPU time.
+	// (vfork(2), a hung file system) or gets no CPU time. In the latter case it is given maxTurns times that: giving up costs
+	// more CPU time than waiting, of which there is not enough already.
 	stopWait = 50 * time.Millisecond
+	maxTurns = 8
 	// backWait is for a thread that goes once through user mode: longer means that it is frozen. On a busy machine it may
 	// have to wait for its turn, and it is not us who holds it.
 	backWait = 200 * time.Millisecond
@@ -294,7 +296,7 @@ func (a *attach) session() error {
 	if err := a.t.interrupt(); err != nil {
 		return fmt.Errorf("interrupt: %w", err)
 	}
-	if err := a.untilEventStop(stopWait); err != nil {
+	if err := a.untilEventStop(); err != nil {
 		return err
 	}
 	if err := a.parked(seen); err != nil {
@@ -342,9 +344,15 @@ func (a *attach) wait(d time.Duration) (stop, error) {
 }
 
 // untilEventStop waits for the event stop that an interrupt asked for. What comes before is passed on or ends the attach.
-func (a *attach) untilEventStop(d time.Duration) error {
-	for {
-		s, err := a.wait(d)
+func (a *attach) untilEventStop() error {
+	for turns := 1; ; {
+		s, err := a.wait(stopWait)
+		if errors.Is(err, errStuck) && turns < maxTurns {
+			if st, ferr := a.f.thread(); ferr == nil && st.State == procfs.StateRunning {
+				turns++
+				continue
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("wait for the event stop: %w", err)
 		}
@@ -483,7 +491,7 @@ func (a *attach) toEntry() error {
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
-			err := a.untilEventStop(stopWait)
+			err := a.untilEventStop()
 			if errors.Is(err, errAtSyscall) {
 				// Only slow. The interrupt is still to come.
 				a.atEntry()
@@ -1163,7 +1171,7 @@ func (a *attach) toEventStop(sig int) error {
 	if err := a.t.cont(sig); err != nil {
 		return fmt.Errorf("resume to the event stop: %w", err)
 	}
-	return a.untilEventStop(stopWait)
+	return a.untilEventStop()
 }
 
 // scrub takes SIGSTOPs from inside the namespace out of the queue. Without us they would have been dropped when they were
@@ -1195,7 +1203,7 @@ func (a *attach) scrub() error {
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
-			if err := a.untilEventStop(stopWait); err != nil {
+			if err := a.untilEventStop(); err != nil {
 				return err
 			}
 			if err := a.repair(); err != nil {

@@ -429,6 +429,18 @@ func TestAttachSequences(t *testing.T) {
 			reason: ReasonTimeout, results: []Outcome{Left},
 		},
 		{
+			name: "gets no CPU time", parked: futex, status: &procfs.Status{State: procfs.StateRunning},
+			stops:   []fakeStop{stuck, stuck, event(futex), entry(futex), waited(0)},
+			want:    "seize interrupt " + strings.Repeat("the thread did not stop in time ", 2) + strings.TrimPrefix(toEntry, "seize interrupt ") + reapTwo + "detach 0",
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "never gets CPU time", parked: futex, status: &procfs.Status{State: procfs.StateRunning},
+			stops:  slices.Repeat([]fakeStop{stuck}, maxTurns),
+			want:   "seize interrupt " + strings.Repeat("the thread did not stop in time ", maxTurns-1) + "the thread did not stop in time",
+			reason: ReasonTimeout, results: []Outcome{Left},
+		},
+		{
 			name: "frozen on the way back", parked: futex, zombies: 2,
 			stops:  []fakeStop{event(futex), entry(futex), waited(0), stuck, again},
 			want:   toEntry + nextTwo + "syscall 0 the thread did not stop in time interrupt <event stop> set restart -512 detach 0",
