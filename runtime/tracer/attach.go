@@ -141,8 +141,8 @@ type facts interface {
 	thread() (procfs.Status, error)
 	// syscall returns the system call that the thread is blocked in.
 	syscall() procfs.Syscall
-	// zombie says why zombie i may not be reaped, or "". quick leaves out what cannot change once it was true.
-	zombie(i int, quick bool) Reason
+	// zombie says why zombie i may not be reaped any more, or "".
+	zombie(i int) Reason
 	// gone reports whether zombie i has been released.
 	gone(i int) bool
 }
@@ -151,7 +151,6 @@ type facts interface {
 type plan struct {
 	tid     procfs.HostPID   // 0: nothing is left to be done
 	call    call             // what the thread was parked in
-	level   int              // of PID 1 in NSpid
 	threads int              // of PID 1
 	isInit  bool             // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
 	blocked procfs.SignalSet // by any thread
@@ -633,7 +632,7 @@ func (a *attach) batch() error {
 		if last > 0 && began.Sub(a.stopped)+last > a.p.maxStop {
 			break
 		}
-		if why := a.f.zombie(i, false); why != "" {
+		if why := a.f.zombie(i); why != "" {
 			a.refuse(i, why)
 			continue
 		}
@@ -726,7 +725,7 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 	}
 	if a.p.threads > 1 {
 		// Another thread may have reaped it since we looked, and its number may have a new owner.
-		if why := a.f.zombie(i, true); why != "" {
+		if why := a.f.zombie(i); why != "" {
 			a.refuse(i, why)
 			return false, nil
 		}

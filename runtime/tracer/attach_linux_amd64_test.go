@@ -217,7 +217,7 @@ func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *fakeFacts) traced() bool                   { return f.leader }
 func (f *fakeFacts) gone(i int) bool                { return !f.there[i] }
-func (f *fakeFacts) zombie(i int, quick bool) Reason {
+func (f *fakeFacts) zombie(i int) Reason {
 	if l := f.looks[i]; len(l) > 0 {
 		f.looks[i] = l[1:]
 		return l[0]

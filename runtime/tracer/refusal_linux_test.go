@@ -231,6 +231,10 @@ func TestRefusals(t *testing.T) {
 			for range 3 {
 				began := time.Now()
 				rep := reap(t, c, v.request(zs...))
+				for tries := 0; rep.Reason == ReasonBusy && tc.want != ReasonBusy && tries < 100; tries++ {
+					v.parked("") // a thread that gets no CPU time is not parked for a while
+					began, rep = time.Now(), reap(t, c, v.request(zs...))
+				}
 				if rep.Reason != tc.want || rep.Results[0].Outcome != Left || rep.Attached && !tc.attach {
 					t.Errorf("report %+v, want %s", rep, tc.want)
 				}
