@@ -652,7 +652,7 @@ func TestExitUnderAttaches(t *testing.T) {
 	c := newClient(t, "-idle", "1m")
 	const rounds = 15
 	var longest time.Duration
-	attached := 0
+	attached, late := 0, 0
 	for i := range rounds {
 		v := startCrash(t, "futex", i%3)
 		zs := v.take(crashBatch)
@@ -679,7 +679,10 @@ func TestExitUnderAttaches(t *testing.T) {
 		unix.Kill(int(v.pid), unix.SIGKILL)
 		select {
 		case <-v.done:
-			longest = max(longest, time.Since(began))
+			took := time.Since(began)
+			if longest = max(longest, took); took > exitBound {
+				late++
+			}
 		case <-time.After(patience):
 			t.Fatal("the death of PID 1 did not reach its parent")
 		}
@@ -688,8 +691,8 @@ func TestExitUnderAttaches(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	t.Logf("%d attaches, longest %v", attached, longest)
-	if limit := 500 * time.Millisecond; longest > limit { // 100 ms on a quiet machine
-		t.Errorf("the longest took %v, want %v at most", longest, limit)
+	t.Logf("%d attaches, longest %v, %d later than %v", attached, longest, late, exitBound)
+	if attached == 0 || late > rounds/5 { // the machine has other things to do now and then
+		t.Errorf("%d attaches, %d of %d ends were later than %v", attached, late, rounds, exitBound)
 	}
 }
