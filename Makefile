@@ -233,13 +233,17 @@ test-matrix: tools daemons testprogs build ## The core integration tests with ea
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
 
+# Test32Bit: the kernel at hand may run no 32-bit programs, Debian's does.
+VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestFrozen|TestSwapWindow)$$
+
 .PHONY: test-arm64
 test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1).
 	$(VM) -arch arm64 $(if $(RUN),-run '$(RUN)') $(if $(filter-out ./...,$(PKGS)),-pkgs '$(PKGS)') unit
 
 .PHONY: test-vm
-test-vm: tools testprogs build ## Container integration tests on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
+test-vm: tools testprogs build ## Container integration tests, and those of the tracer, on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
 	$(VM) -arch amd64 -run '$(or $(RUN),$(VM_RUN))' integration
+	$(if $(RUN),,$(VM) -arch amd64 -run '$(VM_UNIT)' -pkgs ./runtime/tracer unit)
 
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
