@@ -33,8 +33,11 @@ func wrapped(t *testing.T, args ...string) *Client {
 		t.Fatal(built.workerErr)
 	}
 	setpriv, err := exec.LookPath("setpriv")
+	if err == nil { // busybox has one that can do less
+		err = exec.Command(setpriv, "--reuid=0", "--regid=0", "--clear-groups", "true").Run()
+	}
 	if err != nil {
-		unable(t, "needs setpriv: install util-linux")
+		unable(t, "needs setpriv: install util-linux (%v)", err)
 	}
 	c := NewClient(setpriv, append(args, built.worker)...)
 	t.Cleanup(func() { c.Close() })
