@@ -57,6 +57,12 @@ type Options struct {
 	Debug bool
 	// Containerd is the daemon's file name in bin/tools; "" stands for what ContainerdEnv names.
 	Containerd string
+	// Registry is the URL of the registry that images of all names are pulled from (CRI of containerd 2.0 and later); "" stands
+	// for the names' own.
+	Registry string
+	// Network gives pods a network: a bridge in the network namespace of the caller, which should be one of its own. It needs
+	// the plugins of Debian's containernetworking-plugins. Without it pods have to be in the host's network namespace.
+	Network bool
 	// Bin is the directory with the programs of this repository; "" stands for its bin.
 	Bin string
 }
@@ -113,12 +119,16 @@ state = '{{.Dir}}/state'
   snapshotter = '{{.Snapshotter}}'
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = '{{.Pause}}'
+{{- if .Registry}}
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = '{{.Dir}}/hosts'
+{{- end}}
 
 [plugins.'io.containerd.cri.v1.runtime']
   enable_selinux = false
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['{{.Dir}}/cni/bin']
+    bin_dirs = ['{{.Dir}}/cni/bin'{{if .Network}}, '/usr/lib/cni', '/opt/cni/bin'{{end}}]
     conf_dir = '{{.Dir}}/cni/net.d'
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
@@ -246,7 +256,14 @@ func (d *Daemon) writeConfig(ctx context.Context) error {
 	if err := tmpl.Execute(&config, map[string]any{
 		"Dir": d.Dir, "Snapshotter": d.Snapshotter, "Pause": PauseImage,
 		"ReaperOptions": d.opts.ReaperOptions, "Debug": d.opts.Debug,
+		"Registry": d.opts.Registry, "Network": d.opts.Network,
 	}); err != nil {
+		return err
+	}
+	if err := d.writeRegistry(); err != nil {
+		return err
+	}
+	if err := d.writeNetwork(); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(d.Dir, "config.toml"), config.Bytes(), 0o600)

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/reaper-shim/reaper/integration/harness"
+)
+
+// registries are the hosts of the images.
+var registries = []string{"ghcr.io", "registry.k8s.io"}
+
+// imageList returns stand-ins for the images of the tests (containerd v2.4.2, integration/images/image_list.go, and names in
+// the tests), with what the tests look at. One cannot be made: that which is named by the digest of its manifest.
+func imageList(root string) ([]harness.Image, error) {
+	base, err := harness.TestFiles(root)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range base {
+		switch f.Name {
+		case "etc/passwd":
+			base[i].Data = append(f.Data, "daemon:x:1:1::/:/bin/sh\nbackup:x:34:34::/var/backups:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"...)
+		case "etc/group":
+			base[i].Data = append(f.Data, "daemon:x:1:\nwww-data:x:33:\nbackup:x:34:\nnogroup:x:65534:\n"...)
+		}
+	}
+	layer, err := harness.Layer(base...)
+	if err != nil {
+		return nil, err
+	}
+	copyUp, err := harness.Layer(
+		harness.File{Name: "test_dir/", Mode: 0o755},
+		harness.File{Name: "test_dir/test_file", Mode: 0o644, Data: []byte("test_content\n")},
+	)
+	if err != nil {
+		return nil, err
+	}
+	var euid []byte
+	for _, f := range base {
+		if f.Name == "bin/euid" {
+			euid = f.Data
+		}
+	}
+	if euid == nil {
+		return nil, fmt.Errorf("no bin/testprogs/euid (make testprogs)")
+	}
+	ownership, err := harness.Layer(
+		harness.File{Name: "run/", Mode: 0o755}, harness.File{Name: "test_dir/", Mode: 0o755},
+		harness.File{Name: "bin/bash", Mode: 0o755, Data: []byte("#!/bin/sh\nexec /bin/sh \"$@\"\n")},
+		harness.File{Name: "usr/", Mode: 0o755}, harness.File{Name: "usr/bin/", Mode: 0o755},
+		harness.File{Name: "usr/bin/passwd", Mode: 0o4755, Data: euid}, // looked at, not run
+	)
+	if err != nil {
+		return nil, err
+	}
+
+	pause, err := harness.Layer(harness.File{Name: "pause", Mode: 0o755, Data: euid})
+	if err != nil {
+		return nil, err
+	}
+
+	// As the real ones are: for more platforms than a test asks for.
+	linux := []ocispec.Platform{
+		{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64", Variant: "v8"},
+		{OS: "linux", Architecture: "ppc64le"}, {OS: "linux", Architecture: "s390x"},
+	}
+	config := func(name string, cmd ...string) ocispec.ImageConfig {
+		return ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: cmd, Labels: map[string]string{"name": name}}
+	}
+	list := []harness.Image{
+		{Names: []string{"ghcr.io/containerd/busybox:1.36"}, Layers: [][]byte{layer}, Platforms: linux, Config: config("busybox", "sh")},
+		{
+			Names:  []string{"registry.k8s.io/e2e-test-images/busybox:1.29-2"},
+			Layers: [][]byte{layer}, Platforms: linux, Config: config("e2e-busybox", "sh"),
+		},
+		{
+			Names:  []string{"ghcr.io/containerd/volume-copy-up:2.2"},
+			Layers: [][]byte{layer, copyUp}, Platforms: linux, Config: config("volume-copy-up", "sh"),
+		},
+		{
+			Names:  []string{"ghcr.io/containerd/volume-ownership:2.1"},
+			Layers: [][]byte{layer, ownership}, Platforms: linux, Config: config("volume-ownership", "sh"),
+		},
+		{
+			Names:     []string{"ghcr.io/containerd/windows/nanoserver:1809"},
+			Platforms: []ocispec.Platform{{OS: "windows", Architecture: "amd64", OSVersion: "10.0.17763.1"}},
+		},
+	}
+	for _, tag := range []string{"3.6", "3.10.2"} {
+		list = append(list, harness.Image{
+			Names:  []string{"registry.k8s.io/pause:" + tag},
+			Layers: [][]byte{pause}, Platforms: linux, Config: config("pause-"+tag, "/pause"),
+		})
+	}
+	return list, nil
+}
