@@ -75,8 +75,8 @@ reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
 # libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
 # python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
-# strace, gdb: other tracers of PID 1.
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
+# strace, gdb: other tracers of PID 1; crun: the other OCI runtime.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb crun
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -199,6 +199,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
+	@$(MAKE) --no-print-directory test-crun
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -236,6 +237,12 @@ test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against
 # the daemon and our programs can be replaced. TestDaemonUpgrade goes from this version to the newest.
 CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
 OLDEST     := containerd-debian
+
+CRUN_TESTS ?= ^Test(Zombies|Modes|ParityLifecycle|ParityExits|ParityManyExecs|OrphanEvents|HostPIDOrphans|InitMode|InitModeExits)$$
+
+.PHONY: test-crun
+test-crun: tools testprogs build ## The core integration tests with crun in place of runc (as root; RUN=).
+	REAPER_TEST_OCI_RUNTIME=crun $(GOTESTSUM) --packages=./integration -- -count=1 -timeout $(TIMEOUT) -run '$(or $(RUN),$(CRUN_TESTS))'
 
 .PHONY: test-oldest
 test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).

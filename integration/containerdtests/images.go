@@ -11,6 +11,26 @@ import (
 // registries are the hosts of the images.
 var registries = []string{"ghcr.io", "registry.k8s.io"}
 
+// Users that tests ask for. Number 1000 has to be none of them.
+const (
+	passwd = `root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+bin:x:2:2:bin:/bin:/bin/false
+sys:x:3:3:sys:/dev:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+backup:x:34:34:backup:/var/backups:/bin/false
+nobody:x:65534:65534:nobody:/home:/bin/false
+`
+	group = `root:x:0:
+daemon:x:1:
+bin:x:2:
+sys:x:3:
+www-data:x:33:
+backup:x:34:
+nogroup:x:65534:
+`
+)
+
 // imageList returns stand-ins for the images of the tests (containerd v2.4.2, integration/images/image_list.go, and names in
 // the tests), with what the tests look at. One cannot be made: that which is named by the digest of its manifest.
 func imageList(root string) ([]harness.Image, error) {
@@ -21,9 +41,9 @@ func imageList(root string) ([]harness.Image, error) {
 	for i, f := range base {
 		switch f.Name {
 		case "etc/passwd":
-			base[i].Data = append(f.Data, "daemon:x:1:1::/:/bin/sh\nbackup:x:34:34::/var/backups:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"...)
+			base[i].Data = []byte(passwd)
 		case "etc/group":
-			base[i].Data = append(f.Data, "daemon:x:1:\nwww-data:x:33:\nbackup:x:34:\nnogroup:x:65534:\n"...)
+			base[i].Data = []byte(group)
 		}
 	}
 	layer, err := harness.Layer(base...)

@@ -28,6 +28,8 @@ const (
 	page   = "docs/containerd-tests.md"
 	mark   = "containerd-tests"
 	module = "github.com/containerd/containerd/v2"
+	// cgroup is where the tests' containers are: it is named after their namespace.
+	cgroup = "/testing"
 )
 
 var (
@@ -134,6 +136,9 @@ exec "$@"`
 
 // run runs tests under a runtime. The daemon is one that the tests start.
 func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compare.Run, err error) {
+	if pids := harness.InCgroup(cgroup); len(pids) > 0 {
+		return compare.Run{}, fmt.Errorf("processes %v are in cgroup %s: the tests' containers would be among them", pids, cgroup)
+	}
 	dir, env, err := harness.Scratch()
 	if err != nil {
 		return compare.Run{}, err
@@ -141,7 +146,7 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	s.runs++
 	defer func() {
 		var leaks *harness.LeakError
-		if cerr := harness.Clear(dir); errors.As(cerr, &leaks) {
+		if cerr := harness.Clear(dir, cgroup); errors.As(cerr, &leaks) {
 			fmt.Printf("%s: %v\n", runtime, leaks)
 		} else {
 			err = errors.Join(err, cerr)

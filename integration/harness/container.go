@@ -97,11 +97,18 @@ func (d *Daemon) Create(ctx context.Context, spec Spec) (_ *Container, err error
 	if spec.Terminal {
 		opts = append(opts, oci.WithTTY)
 	}
+	runtimeOptions, err := withOCIRuntime(spec.Runtime, spec.Options)
+	if err != nil {
+		return nil, err
+	}
+	if os.Getenv(OCIRuntimeEnv) != "" {
+		opts = append(opts, withSpecVersion)
+	}
 	container, err := d.Client.NewContainer(ctx, id,
 		client.WithImage(image),
 		client.WithSnapshotter(d.Snapshotter),
 		client.WithNewSnapshot(id, image),
-		client.WithRuntime(spec.Runtime, spec.Options),
+		client.WithRuntime(spec.Runtime, runtimeOptions),
 		client.WithContainerLabels(spec.Labels),
 		client.WithNewSpec(append(opts, spec.Extra...)...),
 	)

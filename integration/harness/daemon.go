@@ -331,7 +331,11 @@ func (d *Daemon) startProcess() error {
 	args := []string{d.containerd(), "--config", filepath.Join(d.Dir, "config.toml")}
 	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if d.mountNS == nil {
-		args = append([]string{"/bin/sh", "-c", `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`, "sh"}, args...)
+		script := `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`
+		if os.Getenv(OCIRuntimeEnv) != "" {
+			script = hideUnified + script
+		}
+		args = append([]string{"/bin/sh", "-c", script, "sh"}, args...)
 		attr.Unshareflags = syscall.CLONE_NEWNS // os/exec makes all mounts private with it
 	} else {
 		args = append([]string{"nsenter", "--mount=/proc/self/fd/3", "--"}, args...)
