@@ -29,6 +29,12 @@ www-data:x:33:
 backup:x:34:
 nogroup:x:65534:
 `
+	// Tests want SIGTERM to end it also as PID 1, which busybox's own ignores there.
+	netcat = `#!/bin/sh
+trap 'exit 143' TERM
+busybox nc "$@" &
+wait $!
+`
 )
 
 // imageList returns stand-ins for the images of the tests (containerd v2.4.2, integration/images/image_list.go, and names in
@@ -44,6 +50,8 @@ func imageList(root string) ([]harness.Image, error) {
 			base[i].Data = []byte(passwd)
 		case "etc/group":
 			base[i].Data = []byte(group)
+		case "bin/nc":
+			base[i] = harness.File{Name: f.Name, Mode: 0o755, Data: []byte(netcat)}
 		}
 	}
 	layer, err := harness.Layer(base...)

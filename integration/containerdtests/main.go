@@ -34,7 +34,7 @@ const (
 
 var (
 	focus   = flag.String("focus", "", "run only tests whose name matches this `regexp`, and write no page")
-	timeout = flag.Duration("timeout", 30*time.Minute, "for the tests under one runtime")
+	timeout = flag.Duration("timeout", 15*time.Minute, "for the tests under one runtime")
 )
 
 func main() {
@@ -203,8 +203,8 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	}
 	results, perr := parse(stdout, log)
 	werr := cmd.Wait()
-	if perr != nil {
-		return compare.Run{}, perr
+	if err := errors.Join(perr, ctx.Err()); err != nil {
+		return compare.Run{}, err
 	}
 	if len(results) == 0 {
 		return compare.Run{}, fmt.Errorf("no test ran: %w, see %s", werr, log.Name())

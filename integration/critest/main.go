@@ -98,7 +98,7 @@ type suite struct {
 
 // run runs specs under a runtime, in a containerd of their own.
 func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compare.Run, err error) {
-	d, err := harness.Start(ctx, harness.Options{Registry: s.registry, Network: true})
+	d, err := harness.Start(ctx, harness.Options{Registry: s.registry, Network: harness.BridgeNetwork})
 	if err != nil {
 		return compare.Run{}, err
 	}
@@ -139,6 +139,9 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	var exit *exec.ExitError
 	if werr != nil && !errors.As(werr, &exit) {
 		return compare.Run{}, werr
+	}
+	if err := ctx.Err(); err != nil {
+		return compare.Run{}, err
 	}
 	data, err := os.Open(reportFile)
 	if err != nil {

@@ -274,8 +274,11 @@ func waitIO(streams cio.IO) {
 func (c *Container) Zombies() ([]Zombie, error) { return Zombies(c.PID) }
 
 // Shim returns the shim of the container: the parent of init, which runc leaves to it.
-func (c *Container) Shim() (Process, error) {
-	s, err := procStat(c.PID)
+func (c *Container) Shim() (Process, error) { return ShimOf(c.PID) }
+
+// ShimOf returns the shim that is the parent of a container's init.
+func ShimOf(init int) (Process, error) {
+	s, err := procStat(init)
 	if err != nil {
 		return Process{}, err
 	}
@@ -284,7 +287,7 @@ func (c *Container) Shim() (Process, error) {
 		return Process{}, err
 	}
 	if !strings.HasPrefix(shim.Comm, "containerd-shim") {
-		return Process{}, fmt.Errorf("parent of pid %d is %q, no shim", c.PID, shim.Comm)
+		return Process{}, fmt.Errorf("parent of pid %d is %q, no shim", init, shim.Comm)
 	}
 	return Process{PID: int(s.PPID), StartTime: shim.StartTime}, nil
 }

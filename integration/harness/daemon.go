@@ -60,9 +60,8 @@ type Options struct {
 	// Registry is the URL of the registry that images of all names are pulled from (CRI of containerd 2.0 and later); "" stands
 	// for the names' own.
 	Registry string
-	// Network gives pods a network: a bridge in the network namespace of the caller, which should be one of its own. It needs
-	// the plugins of Debian's containernetworking-plugins. Without it pods have to be in the host's network namespace.
-	Network bool
+	// Network is what pods get that have a network namespace of their own.
+	Network Network
 	// Bin is the directory with the programs of this repository; "" stands for its bin.
 	Bin string
 }
@@ -128,8 +127,11 @@ state = '{{.Dir}}/state'
   enable_selinux = false
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['{{.Dir}}/cni/bin'{{if .Network}}, '/usr/lib/cni', '/opt/cni/bin'{{end}}]
+    bin_dirs = ['{{.Dir}}/cni/bin'{{if eq .Network "bridge"}}, '/usr/lib/cni', '/opt/cni/bin'{{end}}]
     conf_dir = '{{.Dir}}/cni/net.d'
+{{- if .Network}}
+    use_internal_loopback = true
+{{- end}}
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
@@ -256,7 +258,7 @@ func (d *Daemon) writeConfig(ctx context.Context) error {
 	if err := tmpl.Execute(&config, map[string]any{
 		"Dir": d.Dir, "Snapshotter": d.Snapshotter, "Pause": PauseImage,
 		"ReaperOptions": d.opts.ReaperOptions, "Debug": d.opts.Debug,
-		"Registry": d.opts.Registry, "Network": d.opts.Network,
+		"Registry": d.opts.Registry, "Network": string(d.opts.Network),
 	}); err != nil {
 		return err
 	}

@@ -23,15 +23,40 @@ func (d *Daemon) writeRegistry() error {
 	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600)
 }
 
-// writeNetwork writes a CNI network: a bridge with masquerading and host ports.
+// Network is a network of pods. It needs containerd 2.1 or later.
+type Network string
+
+// Networks.
+const (
+	NoNetwork Network = "" // pods have to be in the host's network namespace
+	// LoopbackNetwork is a loopback device, and an address that leads nowhere.
+	LoopbackNetwork Network = "loopback"
+	// BridgeNetwork is a bridge with masquerading and host ports in the network namespace of the caller, which should be one
+	// of its own. It needs the plugins of Debian's containernetworking-plugins, and iptables.
+	BridgeNetwork Network = "bridge"
+)
+
+// nowhere is a CNI plugin (CNI specification 1.0.0) that does nothing.
+const nowhere = `#!/bin/sh
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"address":"10.88.0.2/32","interface":0}]}' ;;
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}' ;;
+esac
+`
+
+// writeNetwork writes the CNI configuration.
 func (d *Daemon) writeNetwork() error {
-	if !d.opts.Network {
+	var plugins []any
+	switch d.opts.Network {
+	case NoNetwork:
 		return nil
-	}
-	text, err := json.Marshal(map[string]any{
-		"cniVersion": "1.0.0",
-		"name":       "reaper",
-		"plugins": []any{
+	case LoopbackNetwork:
+		if err := os.WriteFile(filepath.Join(d.Dir, "cni/bin/nowhere"), []byte(nowhere), 0o755); err != nil {
+			return err
+		}
+		plugins = []any{map[string]any{"type": "nowhere"}}
+	case BridgeNetwork:
+		plugins = []any{
 			map[string]any{
 				"type": "bridge", "bridge": "reaper0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
 				"ipam": map[string]any{
@@ -41,8 +66,11 @@ func (d *Daemon) writeNetwork() error {
 				},
 			},
 			map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}},
-		},
-	})
+		}
+	default:
+		return fmt.Errorf("network %q: want %q or %q", d.opts.Network, LoopbackNetwork, BridgeNetwork)
+	}
+	text, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": "reaper", "plugins": plugins})
 	if err != nil {
 		return err
 	}
