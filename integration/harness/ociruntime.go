@@ -50,7 +50,8 @@ func withOCIRuntime(runtime string, options any) (any, error) {
 	}
 }
 
-// withSpecVersion lowers the version of the runtime specification: crun before 1.9 takes only 1.0, and needs nothing newer here.
+// withSpecVersion lowers the version of the runtime specification: crun 1.8.1 takes only 1.0, and
+// needs nothing newer here.
 func withSpecVersion(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 	s.Version = "1.0.2"
 	return nil
