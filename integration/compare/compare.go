@@ -98,7 +98,7 @@ type Report struct {
 	Versions []string // lines for the page
 }
 
-// Run runs the suite under both runtimes, and what differed once more: real kernels on a machine that others share let a test
+// Compare runs the suite under both runtimes, and what differed once more: real kernels on a machine that others share let a test
 // fail now and then, and the question is whether the runtime makes the difference.
 func (s Suite) Compare(first, then string, log io.Writer) (Report, error) {
 	report := Report{Suite: s.Name}

@@ -49,9 +49,9 @@ func imageList(root string) ([]harness.Image, error) {
 		}
 		switch f.Name {
 		case "etc/passwd":
-			base[i].Data = append(f.Data, "www-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"...)
+			base[i].Data = append(base[i].Data, "www-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"...)
 		case "etc/group":
-			base[i].Data = append(f.Data, "www-data:x:33:\nnogroup:x:65534:\n"...)
+			base[i].Data = append(base[i].Data, "www-data:x:33:\nnogroup:x:65534:\n"...)
 		}
 	}
 	layer, err := harness.Layer(base...)
