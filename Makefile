@@ -238,7 +238,7 @@ test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against
 CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
 OLDEST     := containerd-debian
 
-CRUN_TESTS ?= ^Test(Zombies|Modes|ParityLifecycle|ParityExits|ParityManyExecs|OrphanEvents|HostPIDOrphans|InitMode|InitModeExits)$$
+CRUN_TESTS ?= ^Test(OCIRuntime|Zombies|Modes|ParityLifecycle|ParityExits|ParityManyExecs|OrphanEvents|HostPIDOrphans|InitMode|InitModeExits)$$
 
 .PHONY: test-crun
 test-crun: tools testprogs build ## The core integration tests with crun in place of runc (as root; RUN=).

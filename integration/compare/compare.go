@@ -275,7 +275,8 @@ func ToolVersion(root, tool string) string {
 	if err != nil || len(fields) < 3 {
 		return tool + " of unknown version"
 	}
-	return tool + " " + strings.TrimPrefix(fields[2], "v")
+	version, _, _ := strings.Cut(strings.TrimPrefix(fields[2], "v"), "+") // without what a build outside of git calls unknown
+	return tool + " " + version
 }
 
 func kernel() string {

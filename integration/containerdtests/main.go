@@ -107,11 +107,11 @@ func sourceDir(root string) (string, error) {
 func criuWorks(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "criu", "check").CombinedOutput()
 	if err != nil {
-		text := strings.TrimSpace(string(out))
+		text, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		if text == "" {
 			text = err.Error()
 		}
-		return fmt.Sprintf("no criu (`criu check`: `%s`)", strings.ReplaceAll(compare.OneLine(text), "`", "'")), err
+		return fmt.Sprintf("criu unfit for this kernel (`criu check`: `%s`)", strings.ReplaceAll(compare.OneLine(text), "`", "'")), err
 	}
 	return "criu", nil
 }
