@@ -259,13 +259,13 @@ CRITEST_PACKAGES         := containernetworking-plugins iptables util-linux
 CONTAINERD_TEST_PACKAGES := criu lsof xfsprogs
 
 .PHONY: critest
-critest: ## CRI conformance with our runtime beside runc.v2: docs/cri-conformance.md (FOCUS=, as root).
+critest: ## CRI conformance with our runtime beside runc.v2: docs/cri-conformance.md (FOCUS=, MODE=assist; as root).
 	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES)'
 	@$(MAKE) --no-print-directory tools $(TOOLS)/critest testprogs build
-	$(GO) run ./integration/critest $(if $(FOCUS),-focus '$(FOCUS)')
+	$(GO) run ./integration/critest $(if $(FOCUS),-focus '$(FOCUS)') $(if $(MODE),-mode '$(MODE)')
 
 .PHONY: test-containerd
-test-containerd: ## containerd's own client tests with our runtime beside runc.v2: docs/containerd-tests.md (FOCUS=, as root).
+test-containerd: ## containerd's own client tests with our runtime beside runc.v2: docs/containerd-tests.md (FOCUS=; as root).
 	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CONTAINERD_TEST_PACKAGES)'
 	@$(MAKE) --no-print-directory tools $(TOOLS)/containerd-client.test testprogs build
 	$(GO) run ./integration/containerdtests $(if $(FOCUS),-focus '$(FOCUS)')

@@ -33,6 +33,7 @@ var handlers = map[string]string{harness.RuncRuntime: "runc", harness.ReaperRunt
 
 var (
 	focus = flag.String("focus", "", "run only specs whose name matches this `regexp`, and write no page")
+	mode  = flag.String("mode", "assist", "`mode` of our runtime; no page is written for another")
 	seed  = flag.Int64("seed", time.Now().Unix(), "of the order of the specs, the same under both runtimes")
 )
 
@@ -79,7 +80,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	report.Print(os.Stdout)
-	if *focus == "" {
+	if *focus == "" && *mode == "assist" {
 		report.Versions = []string{
 			compare.ToolVersion(root, "containerd"), compare.ToolVersion(root, "runc"), "critest " + s.version, fmt.Sprintf("seed %d", *seed),
 		}
@@ -98,7 +99,9 @@ type suite struct {
 
 // run runs specs under a runtime, in a containerd of their own.
 func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compare.Run, err error) {
-	d, err := harness.Start(ctx, harness.Options{Registry: s.registry, Network: harness.BridgeNetwork})
+	d, err := harness.Start(ctx, harness.Options{
+		Registry: s.registry, Network: harness.BridgeNetwork, ReaperOptions: fmt.Sprintf("mode = %q", *mode),
+	})
 	if err != nil {
 		return compare.Run{}, err
 	}
