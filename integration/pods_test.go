@@ -119,9 +119,10 @@ func TestPodSharedProcessNamespace(t *testing.T) {
 	}
 }
 
-// TestPodHostPID: orphans of a pod in the host's PID namespace come to its shim.
+// TestPodHostPID: orphans of a pod in the host's PID namespace come to its shim, which says whose they were.
 func TestPodHostPID(t *testing.T) {
 	d := daemon(t)
+	events := subscribe(t, d)
 	p := startPod(t, d, reaper(t), podOptions{
 		args: []string{"/bin/pause1", "poll"}, namespaces: map[string]any{"network": nodeNamespace, "pid": nodeNamespace},
 	})
@@ -134,6 +135,10 @@ func TestPodHostPID(t *testing.T) {
 	}
 	noZombies(t, shimOf(t, pid).PID)
 	noZombies(t, pid)
+	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
+		got := events.OrphanExits(p.container)
+		return len(got) == 5, fmt.Sprintf("exits of orphans %v, want five", got)
+	})
 }
 
 // TestPodUserNamespace: PID 1 is root of a user namespace that is the pod's.
