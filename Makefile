@@ -270,6 +270,29 @@ test-containerd: ## containerd's own client tests with our runtime beside runc.v
 	@$(MAKE) --no-print-directory tools $(TOOLS)/containerd-client.test testprogs build
 	$(GO) run ./integration/containerdtests $(if $(FOCUS),-focus '$(FOCUS)')
 
+# Kubernetes is pinned in a module of its own, in which releases stand for the staging directories that its own go.mod points at.
+KUBERNETES_MODULE   := integration/tools/kubernetes
+KUBERNETES_PROGRAMS := kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl
+
+$(addprefix $(TOOLS)/,$(KUBERNETES_PROGRAMS)): $(TOOLS)/%: $(KUBERNETES_MODULE)/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$*"
+	@cd $(KUBERNETES_MODULE) && version=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+		CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false \
+		-ldflags "$(LDFLAGS) -X k8s.io/component-base/version.gitVersion=$$version" -o $@ k8s.io/kubernetes/cmd/$*
+
+$(TOOLS)/etcd: integration/tools/etcd/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/etcd"
+	@cd integration/tools/etcd && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ \
+		go.etcd.io/etcd/server/v3
+
+.PHONY: e2e-kubernetes
+e2e-kubernetes: ## A Kubernetes cluster of one node, with leaky pods under runc.v2 and under ours: docs/kubernetes.md (as root).
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS)) testprogs build
+	$(GO) run ./integration/kubernetes
+
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
 

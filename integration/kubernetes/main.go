@@ -1,0 +1,117 @@
+// kubernetes runs a cluster of one node on a private containerd and shows what becomes of pods with a leaky readiness probe under
+// runc.v2 and under our runtime; the results go to docs/kubernetes.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/reaper-shim/reaper/integration/compare"
+	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/benchreport"
+	"github.com/reaper-shim/reaper/internal/testutil"
+)
+
+const (
+	page   = "docs/kubernetes.md"
+	target = "e2e-kubernetes"
+
+	// pidsLimit is podPidsLimit of the second half.
+	pidsLimit = 30
+)
+
+func main() { compare.Main(target, run) }
+
+func run(ctx context.Context) (err error) {
+	root, err := testutil.RepoRoot()
+	if err != nil {
+		return err
+	}
+	for _, tool := range append(components, "kubectl", "containerd-shim-reaper-v2", "reaper-tracer", "goodinit") {
+		if _, err := testutil.FindTool(tool); err != nil {
+			return err
+		}
+	}
+	logs := filepath.Join(root, "bin", target)
+	if err := errors.Join(os.RemoveAll(logs), os.MkdirAll(logs, 0o755)); err != nil {
+		return err
+	}
+	if err := addNodeAddress(); err != nil {
+		return err
+	}
+	machine, err := benchreport.ThisMachine()
+	if err != nil {
+		return err
+	}
+	d, err := harness.Start(ctx, harness.Options{Network: harness.LoopbackNetwork})
+	if err != nil {
+		return err
+	}
+	c := &cluster{d: d, logs: logs}
+	defer func() {
+		err = errors.Join(err, c.close(), d.Close(), os.WriteFile(filepath.Join(logs, "containerd.log"), []byte(d.Log()), 0o644))
+	}()
+	fmt.Printf("start a cluster, logs in %s\n", logs)
+	if err := c.up(ctx); err != nil {
+		return err
+	}
+	r := result{Machine: machine}
+	if r.Versions, err = c.versions(ctx, root); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		title string
+		run   func(context.Context, *result) error
+	}{
+		{"RuntimeClass, kubectl exec, annotations", c.execAndAnnotations},
+		{"readiness probes that leak, for two minutes", c.leakyProbes},
+		{"eviction and deletion", c.evictAndDelete},
+		{fmt.Sprintf("podPidsLimit: %d", pidsLimit), c.limited},
+	} {
+		fmt.Printf("== %s\n", step.title)
+		if err := step.run(ctx, &r); err != nil {
+			return fmt.Errorf("%s: %w", step.title, err)
+		}
+	}
+	r.Machine.LoadEnd = benchreport.Load()
+	return writePage(filepath.Join(root, page), r.Markdown())
+}
+
+func writePage(file, text string) error {
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	renewed, err := benchreport.Renew(string(old), target, text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return os.WriteFile(file, []byte(renewed), 0o644)
+}
+
+// wait waits for a condition, and gives up when the context or a component of the cluster ends. The state that the condition
+// returns goes into the error.
+func (c *cluster) wait(ctx context.Context, what string, deadline time.Duration, cond func() (done bool, state string)) error {
+	const every = 200 * time.Millisecond
+	deadline = testutil.Slow(deadline)
+	end := time.After(deadline)
+	for {
+		done, state := cond()
+		if done {
+			return nil
+		}
+		select {
+		case <-time.After(every):
+		case err := <-c.died:
+			return fmt.Errorf("wait for %s: %w", what, err)
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		case <-end:
+			return fmt.Errorf("wait for %s: not within %v: %s", what, deadline, state)
+		}
+	}
+}
