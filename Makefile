@@ -30,7 +30,7 @@ TESTPROG_B := $(patsubst integration/testprogs/%.c,$(TESTPROGS)/%,$(TESTPROG_C))
 
 .PHONY: help
 help: ## Show this text.
-	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  make test-integration RUN=TestZombies   one integration test, with its log'
 	@echo '  make test-unit PKGS=./runtime/procfs    one package'
