@@ -91,15 +91,14 @@ func (c *cluster) execAndAnnotations(ctx context.Context, r *result) error {
 		r.Exec = append(r.Exec, execResult{Runtime: k.runtime, Mode: k.mode, Left: n})
 	}
 	slices.Reverse(r.Exec)
-	const complaint = modeAnnotation
 	if err := c.wait(ctx, "the complaint about a bad mode", startTimeout, func() (bool, string) {
 		events, err := c.events(ctx, "bad-mode")
 		if err != nil {
 			return false, err.Error()
 		}
 		for _, e := range events {
-			if strings.Contains(e.Message, complaint) && strings.Contains(e.Message, "sometimes") {
-				r.BadMode = e.Message[strings.Index(e.Message, complaint):]
+			if _, why, ok := strings.Cut(e.Message, modeAnnotation); ok && strings.Contains(why, "sometimes") {
+				r.BadMode = modeAnnotation + why
 				return true, ""
 			}
 		}
