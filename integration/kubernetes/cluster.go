@@ -15,6 +15,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,7 +92,7 @@ func addNodeAddress() error {
 	if err != nil {
 		return err
 	}
-	if err := req.SetInet4Addr([]byte{10, 99, 0, 1}); err != nil {
+	if err := req.SetInet4Addr(netip.MustParseAddr(nodeAddress).AsSlice()); err != nil {
 		return err
 	}
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFADDR, req); err != nil {
@@ -148,20 +149,18 @@ func (c *cluster) up(ctx context.Context) error {
 	return c.startKubelet(ctx, -1)
 }
 
-// ready asks the API server whether it is, and makes the client for it.
+// ready makes the client for the API server, and asks whether that is ready.
 func (c *cluster) ready(ctx context.Context) error {
-	if c.client == nil {
-		// Holds the authority that the API server has made up as well.
-		cert, err := os.ReadFile(c.file("certs/apiserver.crt"))
-		if err != nil {
-			return err
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(cert) {
-			return errors.New("no certificate in apiserver.crt yet")
-		}
-		c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: testutil.Slow(30 * time.Second)}
+	// Holds the authority that the API server has made up as well, once it is written to its end.
+	cert, err := os.ReadFile(c.file("certs/apiserver.crt"))
+	if err != nil {
+		return err
 	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(cert) {
+		return errors.New("no certificate in apiserver.crt yet")
+	}
+	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: testutil.Slow(30 * time.Second)}
 	return c.get(ctx, "/readyz", nil)
 }
 
