@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -220,7 +224,20 @@ func (n *Node) Snapshot(ctx context.Context) ([]*Task, error) {
 		})
 	}
 	wg.Wait()
+	tasks = slices.DeleteFunc(tasks, func(t *Task) bool { return t.Err != nil && n.deleted(t) })
 	return tasks, ctx.Err()
+}
+
+// deleted reports whether the task has been deleted since it was listed: its bundle is gone, and not because the bundles are
+// somewhere else.
+func (n *Node) deleted(t *Task) bool {
+	bundle := n.bundle(t.Namespace, t.ID)
+	_, err := os.Stat(bundle)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, err = os.Stat(filepath.Dir(bundle))
+	return err == nil
 }
 
 // ask has one shim tell about its tasks.

@@ -1,0 +1,274 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	osexec "os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/reaperctl"
+	"github.com/reaper-shim/reaper/internal/testutil"
+)
+
+// ctl runs reaperctl as a user would, outside of the daemon's mount namespace, and returns what it printed.
+func ctl(t *testing.T, d *harness.Daemon, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	bin := testutil.Tool(t, "reaperctl")
+	cmd := osexec.CommandContext(t.Context(), bin, append([]string{"--address", d.Address}, args...)...)
+	cmd.Env = append(d.Env(), "NO_COLOR=1")
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		t.Fatalf("reaperctl %s: %v", strings.Join(args, " "), err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// ctlJSON is ctl for a document, and fails the test unless the exit code is 0.
+func ctlJSON[T any](t *testing.T, d *harness.Daemon, args ...string) T {
+	t.Helper()
+	out, errOut, code := ctl(t, d, append(args, "-o", "json")...)
+	if code != 0 {
+		t.Fatalf("reaperctl %s: exit code %d: %s%s", strings.Join(args, " "), code, out, errOut)
+	}
+	var v T
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatalf("reaperctl %s: %v in %s", strings.Join(args, " "), err, out)
+	}
+	return v
+}
+
+func taskIn(list reaperctl.TaskList, id string) *reaperctl.Task {
+	for i := range list.Tasks {
+		if list.Tasks[i].ID == id {
+			return &list.Tasks[i]
+		}
+	}
+	return nil
+}
+
+// TestReaperctl: each command on a container whose PID 1 never waits, under our runtime and under runc.v2.
+func TestReaperctl(t *testing.T) {
+	d := daemon(t)
+	runtime := reaper(t)
+	const hour = "1h"
+	leaky := patient("", hour)
+	leaky.Runtime, leaky.Labels = runtime, map[string]string{"nerdctl/name": "leaky"}
+	c := run(t, d, leaky)
+	foreign := run(t, d, harness.Spec{Runtime: harness.RuncRuntime, Args: []string{"/bin/pause1", "poll"}})
+	exec(t, c, "/bin/leak", "-n", "3", "-e", "7")
+	exec(t, foreign, "/bin/leak", "-n", "2", "-k", "9")
+
+	var task *reaperctl.Task
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		task = taskIn(ctlJSON[reaperctl.TaskList](t, d, "ps"), c.ID())
+		return task != nil && task.Reaper != nil && task.Reaper.Zombies.Adopted == 3, fmt.Sprintf("%+v", task)
+	})
+	if task.Name != "leaky" || task.PID != c.PID || task.Reaper.Mode != "assist" || task.Reaper.Zombies.Total != 3 || task.PIDs.Current != 4 ||
+		task.Reaper.OldestSeconds <= 0 || task.Reaper.GraceSeconds != 3600 || task.Reaper.ForkLog.Source == "" {
+		t.Errorf("ps: %+v, %+v", task, task.Reaper)
+	}
+	if other := taskIn(ctlJSON[reaperctl.TaskList](t, d, "ps"), foreign.ID()); other == nil || other.Reaper != nil || other.Error != "" || other.PIDs.Current != 3 {
+		t.Errorf("ps of a container of runc.v2: %+v", other)
+	}
+	out, _, code := ctl(t, d, "ps")
+	if code != 0 || !strings.Contains(out, "leaky") || strings.Contains(out, "\x1b") {
+		t.Errorf("ps: exit code %d\n%s", code, out)
+	}
+
+	list := ctlJSON[reaperctl.ZombieList](t, d, "zombies", "leaky")
+	there := map[uint32]harness.Zombie{}
+	for _, z := range zombies(t, c) {
+		there[uint32(z.PID)] = z
+	}
+	if len(list.Zombies) != 3 || len(there) != 3 {
+		t.Errorf("zombies: %+v; there are %v", list, there)
+	}
+	for _, z := range list.Zombies {
+		is := there[z.PID]
+		if int(z.NSPID) != is.NSPID || z.Command != is.Comm || z.Verdict != "adopted" || z.ExitStatus != 7 || z.ParentCommand != "pause1" ||
+			z.Container.ID != c.ID() || z.AgeSeconds == nil {
+			t.Errorf("zombie %+v; there is %+v", z, is)
+		}
+	}
+	if all := ctlJSON[reaperctl.ZombieList](t, d, "zombies"); len(all.Zombies) < 3 {
+		t.Errorf("zombies of all containers: %+v", all)
+	}
+
+	checkScan(t, d, c, foreign, runtime)
+
+	follow := osexec.CommandContext(t.Context(), testutil.Tool(t, "reaperctl"), "--address", d.Address, "events", "leaky", "--count", "3", "--for", "1m", "-o", "json")
+	events := new(harness.Output)
+	follow.Stdout, follow.Stderr = events, events
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- follow.Wait() }()
+
+	// The subscription may come later than a first orphan's exit: reap, leave others behind, and so on.
+	res := ctlJSON[reaperctl.ReapResult](t, d, "reap", "leaky", "--wait", "10s")
+	if res.Reaped != 3 || res.Left != 0 || res.Container.ID != c.ID() || len(zombies(t, c)) != 0 {
+		t.Errorf("reap: %+v, then %s", res, describe(zombies(t, c)))
+	}
+	testutil.Eventually(t, 40*time.Second, func() (bool, string) {
+		select {
+		case err := <-ended:
+			return err == nil, fmt.Sprintf("%v: %s", err, events)
+		default:
+		}
+		exec(t, c, "/bin/leak", "-e", "9")
+		_, _, _ = ctl(t, d, "reap", "leaky")
+		return false, events.String()
+	})
+	var orphans int
+	for line := range strings.Lines(events.String()) {
+		var ev reaperctl.Event
+		if err := json.Unmarshal([]byte(line), &ev); err != nil {
+			t.Fatalf("events: %v in %q", err, line)
+		}
+		if ev.Container.ID != c.ID() || ev.Container.Name != "leaky" || ev.Orphan == nil && ev.Reaper == nil {
+			t.Errorf("event %+v", ev)
+		}
+		if ev.Orphan != nil {
+			orphans++
+		}
+	}
+	if orphans == 0 {
+		t.Errorf("no orphan among the events\n%s", events)
+	}
+}
+
+func checkScan(t *testing.T, d *harness.Daemon, ours, foreign *harness.Container, runtime string) {
+	t.Helper()
+	res := ctlJSON[reaperctl.ScanResult](t, d, "scan")
+	for _, want := range []struct {
+		c       *harness.Container
+		runtime string
+		zombies int
+		status  string
+	}{{ours, runtime, 3, "7"}, {foreign, harness.RuncRuntime, 2, "137"}} {
+		found := false
+		for _, g := range res.Groups {
+			if g.Container == nil || g.Container.ID != want.c.ID() {
+				continue
+			}
+			found = true
+			p := g.Parents[0]
+			if g.Engine != "containerd" || g.Runtime != want.runtime || g.Zombies != want.zombies || len(g.Parents) != 1 || !p.Init || p.PID != want.c.PID ||
+				p.NSPID != 1 || p.Command != "pause1" || len(p.Commands) != 1 || p.Commands[0].Command != "leak" || p.Commands[0].ExitStatuses[want.status] != want.zombies {
+				t.Errorf("scan: %+v; want %+v", g, want)
+			}
+		}
+		if !found {
+			t.Errorf("scan: container %s is not there: %+v", want.c.ID(), res)
+		}
+	}
+	// Without a containerd the zombies are found as well.
+	out, errOut, code := ctl(t, d, "scan", "--address", "/nowhere.sock")
+	if code != 0 || !strings.Contains(out, "pause1 (PID 1)") || !strings.Contains(errOut, "/nowhere.sock") {
+		t.Errorf("scan without containerd: exit code %d: %s%s", code, out, errOut)
+	}
+}
+
+// TestReaperctlErrors: each exit code, with a message that says what to do.
+func TestReaperctlErrors(t *testing.T) {
+	d := daemon(t)
+	runtime := reaper(t)
+	foreign := run(t, d, harness.Spec{Runtime: harness.RuncRuntime, Args: []string{"/bin/pause1", "poll"}})
+	own := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}, Annotations: map[string]string{"io.containerd.reaper.mode": "observe"}})
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		want []string
+	}{
+		{"no such command", []string{"psst"}, reaperctl.ExitUsage, []string{`"psst"`, "--help"}},
+		{"no such flag", []string{"ps", "--all"}, reaperctl.ExitUsage, []string{"--all", "--help"}},
+		{"no such format", []string{"ps", "-o", "xml"}, reaperctl.ExitUsage, []string{"xml", "table, wide, json, yaml"}},
+		{"no container", []string{"reap"}, reaperctl.ExitUsage, []string{"1 arg"}},
+		{"no containerd", []string{"ps", "--address", "/nowhere.sock"}, reaperctl.ExitUnavailable, []string{"/nowhere.sock", "--address", "CONTAINERD_ADDRESS"}},
+		{"no such container", []string{"zombies", "no-such"}, reaperctl.ExitNoContainer, []string{`"no-such"`, "reaperctl ps"}},
+		{"runc.v2: zombies", []string{"zombies", foreign.ID()}, reaperctl.ExitForeign, []string{foreign.ID(), "reaperctl scan"}},
+		{"runc.v2: reap", []string{"reap", foreign.ID()}, reaperctl.ExitForeign, []string{foreign.ID(), "reaperctl scan"}},
+		{"mode observe: reap", []string{"reap", own.ID()}, reaperctl.ExitNotOK, []string{"mode observe"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, errOut, code := ctl(t, d, tt.args...)
+			if code != tt.code || out != "" {
+				t.Errorf("exit code %d, want %d; %q on standard output", code, tt.code, out)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(errOut, want) {
+					t.Errorf("%q is missing from %q", want, errOut)
+				}
+			}
+		})
+	}
+	t.Run("not root", func(t *testing.T) {
+		bin, err := os.ReadFile(testutil.Tool(t, "reaperctl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// In a place that another user can get to.
+		exe := d.Dir + "/reaperctl"
+		if err := os.WriteFile(exe, bin, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(exe, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		out, err := osexec.CommandContext(t.Context(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", exe, "--address", d.Address, "ps").CombinedOutput()
+		var exit *osexec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != reaperctl.ExitUnavailable || !strings.Contains(string(out), "run reaperctl as root") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}
+
+// TestReaperctlHostile: what a container says of itself reaches a terminal, and a document, escaped.
+func TestReaperctlHostile(t *testing.T) {
+	d := daemon(t)
+	runtime := reaper(t)
+	spec := patient("", "1h")
+	spec.Runtime, spec.Labels = runtime, map[string]string{"nerdctl/name": "evil\x1b[2J\u202ename"}
+	c := run(t, d, spec)
+	// A program whose name clears the screen.
+	exec(t, c, "/bin/sh", "-c", `cp /bin/leak "/tmp/$(printf 'a\033[2Jb')" && "/tmp/$(printf 'a\033[2Jb')"`)
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		list := ctlJSON[reaperctl.ZombieList](t, d, "zombies", c.ID())
+		return len(list.Zombies) == 1 && list.Zombies[0].Command == "a\x1b[2Jb", fmt.Sprintf("%+v", list)
+	})
+	for _, args := range [][]string{{"ps"}, {"ps", "-o", "wide"}, {"ps", "-o", "json"}, {"ps", "-o", "yaml"}, {"zombies"}, {"zombies", "-o", "yaml"},
+		{"zombies", "-o", "json"}, {"scan"}, {"scan", "-o", "json"}, {"__complete", "zombies", ""}, {"reap", "evil"}} {
+		out, errOut, _ := ctl(t, d, args...)
+		if strings.ContainsAny(out+errOut, "\x1b\u202e") || !strings.Contains(out+errOut, "evil") && args[0] != "__complete" {
+			t.Errorf("reaperctl %v: %q%q", args, out, errOut)
+		}
+	}
+}
+
+// TestReaperctlCompletion: a shell is offered the names of containers.
+func TestReaperctlCompletion(t *testing.T) {
+	d := daemon(t)
+	runtime := reaper(t)
+	run(t, d, harness.Spec{ID: "complete-1", Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
+	run(t, d, harness.Spec{ID: "complete-2", Runtime: runtime, Args: []string{"/bin/pause1", "poll"}, Labels: map[string]string{"nerdctl/name": "web"}})
+	for _, tt := range []struct{ prefix, want string }{{"complete", "complete-1 complete-2"}, {"we", "web"}, {"nothing", ""}} {
+		out, _, code := ctl(t, d, "__complete", "zombies", tt.prefix)
+		var names []string
+		for line := range strings.Lines(out) {
+			if name, _, ok := strings.Cut(line, "\t"); ok && !strings.HasPrefix(line, ":") {
+				names = append(names, name)
+			}
+		}
+		if got := strings.Join(names, " "); code != 0 || got != tt.want {
+			t.Errorf("completion of %q: exit code %d, %q; want %q", tt.prefix, code, got, tt.want)
+		}
+	}
+}
