@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	osexec "os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,5 +272,128 @@ func TestReaperctlCompletion(t *testing.T) {
 		if got := strings.Join(names, " "); code != 0 || got != tt.want {
 			t.Errorf("completion of %q: exit code %d, %q; want %q", tt.prefix, code, got, tt.want)
 		}
+	}
+}
+
+// diagnose runs doctor and returns its checks by status, name and what was found, and the exit code.
+func diagnose(t *testing.T, d *harness.Daemon) (reaperctl.Diagnosis, int) {
+	t.Helper()
+	out, errOut, code := ctl(t, d, "doctor", "-o", "json")
+	var v reaperctl.Diagnosis
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatalf("doctor: exit code %d, %v in %s%s", code, err, out, errOut)
+	}
+	return v, code
+}
+
+// TestReaperctlDoctor: nothing fails on a node where all is there; each thing that is broken is named, with what to do.
+func TestReaperctlDoctor(t *testing.T) {
+	runtime := reaper(t)
+	if runtime != harness.ReaperRuntime {
+		t.Skip("another runtime has other programs")
+	}
+	bin := t.TempDir()
+	install := func(names ...string) {
+		for _, name := range names {
+			data, err := os.ReadFile(testutil.Tool(t, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(bin, name), data, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	remove := func(name string) {
+		if err := os.Remove(filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install("containerd-shim-reaper-v2", "reaper-tracer", "reaper-init")
+	d := ownDaemon(t, harness.Options{Bin: bin})
+	// finds fails the test unless doctor says so, and what to do.
+	finds := func(name, status, found string) {
+		t.Helper()
+		v, code := diagnose(t, d)
+		if (code == reaperctl.ExitNotOK) == v.OK || code != reaperctl.ExitNotOK && code != reaperctl.ExitOK {
+			t.Errorf("exit code %d, ok %v", code, v.OK)
+		}
+		for _, c := range v.Checks {
+			if strings.HasPrefix(c.Name, name) && c.Status == status && strings.Contains(c.Found, found) && c.Remedy != "" {
+				return
+			}
+		}
+		t.Errorf("no %s of %q with %q: %+v", status, name, found, v.Checks)
+	}
+
+	v, code := diagnose(t, d)
+	for _, c := range v.Checks {
+		if c.Status == "fail" || c.Status == "unknown" {
+			t.Errorf("where all is there: %+v", c)
+		}
+	}
+	if code != reaperctl.ExitOK || !v.OK || len(v.Checks) < 10 {
+		t.Errorf("where all is there: exit code %d, %+v", code, v)
+	}
+
+	// A process of an exec that holds a zombie: a shell that has executed another program in its place.
+	c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
+	holder, err := c.StartExec(t.Context(), "/bin/sh", "-c", "(exit 3) & exec /bin/pause1 poll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		v, _ := diagnose(t, d)
+		for _, check := range v.Checks {
+			if strings.HasPrefix(check.Name, "task ") && strings.Contains(check.Found, "held by another process") && strings.Contains(check.Found, "pause1") {
+				return true, ""
+			}
+		}
+		return false, fmt.Sprintf("%+v", v.Checks)
+	})
+	if err := holder.Kill(t.Context(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holder.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	remove("reaper-init")
+	finds("programs: reaper-init", "note", "mode init fails")
+	remove("reaper-tracer")
+	finds("programs: reaper-tracer", "fail", "can only observe")
+	run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"}})
+	finds("task ", "note", "is not in force")
+	remove("containerd-shim-reaper-v2")
+	finds("programs", "fail", "containerd-shim-reaper-v2 is not on containerd's PATH")
+	install("containerd-shim-reaper-v2", "reaper-tracer", "reaper-init")
+
+	config := filepath.Join(d.Dir, "config.toml")
+	data, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.Replace(string(data), "pod_annotations = ['io.containerd.reaper.*']", "", 1)
+	if edited == string(data) {
+		t.Fatalf("no pod_annotations in %s", data)
+	}
+	if err := os.WriteFile(config, []byte(edited), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	finds("containerd's configuration", "fail", "without pod_annotations")
+	if err := os.WriteFile(config, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := d.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	finds("containerd", "fail", "cannot be reached")
+	if err := d.Restart(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	v, code = diagnose(t, d)
+	if code != reaperctl.ExitOK {
+		t.Errorf("all is there again: exit code %d, %+v", code, v)
 	}
 }

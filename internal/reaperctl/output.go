@@ -70,8 +70,7 @@ func toJSON(v any, indent string) ([]byte, error) {
 	return escapeUnprintable(b.Bytes()), nil
 }
 
-// escapeUnprintable writes what does not print as \u and four digits. In JSON, and between double quotes in YAML, that means the
-// same.
+// escapeUnprintable writes what does not print as JSON does, in two halves where it is beyond the basic plane.
 func escapeUnprintable(doc []byte) []byte {
 	var out []byte
 	for _, r := range string(doc) {
@@ -95,7 +94,8 @@ func toYAML(v any) ([]byte, error) {
 		return nil, err
 	}
 	var n yaml.Node
-	if err := yaml.Unmarshal(doc, &n); err != nil {
+	// Where YAML's reader would stumble over a character, the escape is YAML's as well.
+	if err := yaml.Unmarshal(escapeForYAML(doc), &n); err != nil {
 		return nil, err
 	}
 	restyle(&n)
@@ -105,10 +105,10 @@ func toYAML(v any) ([]byte, error) {
 	if err := enc.Encode(&n); err != nil {
 		return nil, err
 	}
-	return escapeAstral(b.Bytes()), nil
+	return escapeForYAML(b.Bytes()), nil
 }
 
-// restyle turns JSON's way of writing into YAML's, and keeps quotes where escapeAstral needs them.
+// restyle turns JSON's way of writing into YAML's, and keeps quotes where escapeForYAML needs them.
 func restyle(n *yaml.Node) {
 	n.Style = 0
 	if n.Kind == yaml.ScalarNode && !plain(n.Value) && n.Tag == "!!str" {
@@ -119,8 +119,8 @@ func restyle(n *yaml.Node) {
 	}
 }
 
-// escapeAstral is escapeUnprintable for YAML, where one escape stands for a character of any size.
-func escapeAstral(doc []byte) []byte {
+// escapeForYAML is escapeUnprintable for text between double quotes in YAML, where one escape stands for any character.
+func escapeForYAML(doc []byte) []byte {
 	var out []byte
 	for _, r := range string(doc) {
 		switch {
