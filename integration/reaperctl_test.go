@@ -397,3 +397,68 @@ func TestReaperctlDoctor(t *testing.T) {
 		t.Errorf("all is there again: exit code %d, %+v", code, v)
 	}
 }
+
+// TestReaperctlLeaks: the report names the command, who left it behind and what to change, under our runtime and under runc.v2; and
+// a program that holds its own children.
+func TestReaperctlLeaks(t *testing.T) {
+	d := daemon(t)
+	spec := patient("", "1h")
+	spec.Runtime = reaper(t)
+	ours := run(t, d, spec)
+	foreign := run(t, d, harness.Spec{Runtime: harness.RuncRuntime, Args: []string{"/bin/pause1", "poll"}})
+	own := run(t, d, harness.Spec{Runtime: spec.Runtime, Args: []string{"/bin/sh", "-c", "(exit 5) & exec /bin/pause1 poll"}})
+	exec(t, ours, "/bin/leak", "-n", "2")
+
+	bin := testutil.Tool(t, "reaperctl")
+	cmd := osexec.CommandContext(t.Context(), bin, "--address", d.Address, "leaks", "--for", "5m", "-o", "json")
+	var out, errOut harness.Output
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// Orphans that live, below a parent that lives long enough to be seen.
+	for _, c := range []*harness.Container{ours, foreign} {
+		exec(t, c, "/bin/leak", "-n", "3", "-e", "7", "-p", "800", "-l", "1200")
+	}
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		a, b := zombies(t, ours), zombies(t, foreign)
+		return len(a) == 5 && len(b) == 3, describe(a) + ", " + describe(b)
+	})
+	// It counts what stays for half a second.
+	testutil.StableFor(t, 2*time.Second, 20*time.Second, func() int { return len(zombies(t, ours)) + len(zombies(t, foreign)) })
+	// Interrupted, it reports what it has seen by then.
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("leaks: %v: %s", err, errOut.String())
+	}
+	var report reaperctl.LeakReport
+	if err := json.Unmarshal([]byte(out.String()), &report); err != nil {
+		t.Fatalf("leaks: %v in %s", err, out.String())
+	}
+	find := func(id string, match func(reaperctl.Leak) bool) *reaperctl.Leak {
+		for i, l := range report.Leaks {
+			if l.Container != nil && l.Container.ID == id && match(l) {
+				return &report.Leaks[i]
+			}
+		}
+		return nil
+	}
+	for _, tt := range []struct {
+		c      *harness.Container
+		remedy string
+	}{{ours, "the shim reaps"}, {foreign, "give the image an init"}} {
+		l := find(tt.c.ID(), func(l reaperctl.Leak) bool { return l.New > 0 })
+		if l == nil || l.New != 3 || l.Command != "leak" || l.LeftBy != "leak" || l.Verdict != "adopted" || !l.ParentInit || l.Parent != "pause1" ||
+			l.ParentPID != tt.c.PID || l.PerHour <= 0 || l.ExitStatuses["7"] != 3 || !strings.Contains(l.Remedy, tt.remedy) {
+			t.Errorf("leaks of %s: %+v; want three, left by leak, and %q", tt.c.ID(), report.Leaks, tt.remedy)
+		}
+	}
+	if l := find(ours.ID(), func(l reaperctl.Leak) bool { return l.Before > 0 }); l == nil || l.Before != 2 || l.New != 0 || l.Verdict != "adopted" {
+		t.Errorf("what was there before: %+v", report.Leaks)
+	}
+	if l := find(own.ID(), func(reaperctl.Leak) bool { return true }); l == nil || l.Verdict == "adopted" || l.Command != "sh" || l.ExitStatuses["5"] != 1 {
+		t.Errorf("PID 1's own child: %+v", report.Leaks)
+	}
+}

@@ -207,7 +207,7 @@ type table struct {
 	titles []string
 	right  map[int]bool // columns of numbers
 	rows   [][]cell
-	// empty stands in the place of a table without rows, footer below the others.
+	// empty stands in the place of a table without rows, footer below either.
 	empty, footer string
 }
 
@@ -238,10 +238,11 @@ func (t *table) render(color bool) []byte {
 
 func (t *table) lines(color bool) []string {
 	if len(t.rows) == 0 {
-		if t.empty == "" {
-			return nil
+		lines := []string{t.empty}
+		if t.footer != "" {
+			lines = append(lines, "", t.footer)
 		}
-		return []string{t.empty}
+		return lines
 	}
 	widths := make([]int, len(t.titles))
 	for i, title := range t.titles {

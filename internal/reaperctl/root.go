@@ -150,7 +150,7 @@ func (a *app) command(version string) *cobra.Command {
 	f.StringSliceVarP(&a.node.Namespaces, "namespace", "n", nil, "containerd `namespaces` to look at (default all)")
 	f.StringVar(&a.node.StateDir, "state", "", "containerd's state `directory` (default what its command line or configuration says)")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
-	root.AddCommand(a.psCommand(), a.zombiesCommand(), a.reapCommand(), a.scanCommand(), a.eventsCommand(), a.doctorCommand())
+	root.AddCommand(a.psCommand(), a.zombiesCommand(), a.reapCommand(), a.scanCommand(), a.eventsCommand(), a.doctorCommand(), a.leaksCommand())
 	return root
 }
 

@@ -244,7 +244,9 @@ func (r ScanResult) table(wide bool) *table {
 			t.add(g.cells(p, wide)...)
 		}
 	}
-	t.footer = fmt.Sprintf("%d zombies among the %d processes of this node; it can have %d.", r.Zombies, r.Processes, r.PIDMax)
+	if len(t.rows) > 0 {
+		t.footer = fmt.Sprintf("%d zombies among the %d processes of this node; it can have %d.", r.Zombies, r.Processes, r.PIDMax)
+	}
 	if inits {
 		t.footer += "\nPID 1 of a container adopts the orphans there. Under the runtime io.containerd.reaper.v2 it is made to reap them; zombies of\nanother parent, and those that PID 1 forked itself, wait for a correction of that program."
 	}

@@ -84,28 +84,13 @@ func (r Result) Zombies() int {
 // no longer known on cgroup v1. A parent may be below the cgroup of its container: containers lists the paths of those that are
 // known.
 func Scan(proc *procfs.FS, cgroups fs.FS, containers []string) (Result, error) {
-	pids, err := proc.PIDs()
+	stats, err := all(proc)
 	if err != nil {
-		return Result{}, fmt.Errorf("list processes: %w", err)
+		return Result{}, err
 	}
-	var (
-		res     Result
-		stats   = make(map[procfs.HostPID]procfs.Stat, len(pids))
-		zombies = make(map[procfs.HostPID][]Zombie)
-	)
-	for _, pid := range pids {
-		st, err := proc.Stat(pid)
-		if errors.Is(err, procfs.ErrVanished) {
-			continue
-		}
-		if err != nil {
-			return Result{}, err
-		}
-		if st.Vanishing() && st.State == procfs.StateZombie {
-			continue
-		}
-		res.Processes++
-		stats[pid] = st
+	res := Result{Processes: len(stats)}
+	zombies := make(map[procfs.HostPID][]Zombie)
+	for pid, st := range stats {
 		if st.Zombie() {
 			zombies[st.PPID] = append(zombies[st.PPID], Zombie{
 				PID: pid, Command: st.Comm, Session: st.Session, StartTime: st.StartTime, Status: st.ExitCode,
@@ -121,7 +106,7 @@ func Scan(proc *procfs.FS, cgroups fs.FS, containers []string) (Result, error) {
 		g := groups[dir]
 		if g == nil {
 			g = &Group{Cgroup: dir}
-			g.Engine, g.ID = engineOf(dir)
+			g.Engine, g.ID = EngineOf(dir)
 			if dir != "" {
 				g.Current, g.Max = pidsOf(proc, cgroups, pid, strings.TrimPrefix(own, dir))
 			}
@@ -139,6 +124,27 @@ func Scan(proc *procfs.FS, cgroups fs.FS, containers []string) (Result, error) {
 		return cmp.Or(cmp.Compare(b.Zombies(), a.Zombies()), cmp.Compare(a.Cgroup, b.Cgroup))
 	})
 	return res, nil
+}
+
+// all reads the stat lines of all processes. Those that the kernel is just releasing are left out: such a line says nothing.
+func all(proc *procfs.FS) (map[procfs.HostPID]procfs.Stat, error) {
+	pids, err := proc.PIDs()
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	stats := make(map[procfs.HostPID]procfs.Stat, len(pids))
+	for _, pid := range pids {
+		st, err := proc.Stat(pid)
+		switch {
+		case errors.Is(err, procfs.ErrVanished):
+		case err != nil:
+			return nil, err
+		case st.Vanishing() && st.State == procfs.StateZombie:
+		default:
+			stats[pid] = st
+		}
+	}
+	return stats, nil
 }
 
 // pidsOf reads the pids controller of the container's cgroup: that of the process without what it is below it.
@@ -198,8 +204,8 @@ func enclosing(dir string, known []string) string {
 	return dir
 }
 
-// engineOf reads engine and container ID from the path of a container's cgroup.
-func engineOf(dir string) (engine, id string) {
+// EngineOf reads engine and container ID from the path of a container's cgroup; both are "" where it says nothing.
+func EngineOf(dir string) (engine, id string) {
 	m := containerID.FindStringSubmatch(path.Base(dir))
 	if m == nil {
 		return "", ""

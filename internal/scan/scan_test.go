@@ -27,7 +27,7 @@ func TestEnclosing(t *testing.T) {
 		{"", "", "", ""},
 	} {
 		got := enclosing(tt.dir, []string{"/test/c1"})
-		engine, cid := engineOf(got)
+		engine, cid := EngineOf(got)
 		if got != tt.want || engine != tt.engine || cid != tt.id {
 			t.Errorf("%q: %q, %q, %q; want %q, %q, %q", tt.dir, got, engine, cid, tt.want, tt.engine, tt.id)
 		}
