@@ -462,3 +462,38 @@ func TestReaperctlLeaks(t *testing.T) {
 		t.Errorf("PID 1's own child: %+v", report.Leaks)
 	}
 }
+
+// TestReaperctlTop: on a terminal it draws and leaves when it is told; elsewhere it says so.
+func TestReaperctlTop(t *testing.T) {
+	d := daemon(t)
+	spec := patient("", "1h")
+	spec.Runtime, spec.Labels = reaper(t), map[string]string{"nerdctl/name": "watched"}
+	c := run(t, d, spec)
+	exec(t, c, "/bin/leak", "-n", "2")
+	if _, errOut, code := ctl(t, d, "top"); code != reaperctl.ExitError || !strings.Contains(errOut, "needs a terminal") {
+		t.Errorf("without a terminal: exit code %d, %q", code, errOut)
+	}
+	// script(1) makes the terminal.
+	cmd := osexec.CommandContext(t.Context(), testutil.Tool(t, "script"), "--quiet", "--return", "--command",
+		testutil.Tool(t, "reaperctl")+" top --every 200ms --address "+d.Address, "/dev/null")
+	cmd.Env = append(d.Env(), "TERM=xterm")
+	out := new(harness.Output)
+	cmd.Stdout, cmd.Stderr = out, out
+	keys, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		s := out.String()
+		return strings.Contains(s, "watched") && strings.Contains(s, "assist"), s
+	})
+	if _, err := keys.Write([]byte("q")); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after q: %v: %q", err, out)
+	}
+}

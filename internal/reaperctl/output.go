@@ -309,15 +309,14 @@ func duration(seconds float64) string {
 	}
 }
 
-// terminal says whether out is to have colours, and how wide it is. NO_COLOR: https://no-color.org.
-func terminal(out io.Writer) (color bool, width int) {
-	f, ok := out.(*os.File)
-	if !ok {
-		return false, 0
+// terminal says whether out is a terminal, and whether it is to have colours. NO_COLOR: https://no-color.org.
+func terminal(out io.Writer) (tty, color bool) {
+	f, isFile := out.(*os.File)
+	if !isFile {
+		return false, false
 	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return false, 0
+	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+		return false, false
 	}
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb", int(size.Col)
+	return true, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }

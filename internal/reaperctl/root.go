@@ -53,8 +53,8 @@ With -o json and -o yaml names of fields keep their meaning; new ones may be add
 type app struct {
 	out, err io.Writer
 	format   string
+	tty      bool // out is a terminal
 	color    bool
-	width    int // of the terminal; 0 where there is none
 	node     node.Options
 
 	running bool // the command line was understood
@@ -63,7 +63,7 @@ type app struct {
 // Main runs the command with its arguments and returns the exit code.
 func Main(ctx context.Context, version string, args []string, out, errOut io.Writer) int {
 	a := &app{out: out, err: errOut}
-	a.color, a.width = terminal(out)
+	a.tty, a.color = terminal(out)
 	root := a.command(version)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -150,7 +150,7 @@ func (a *app) command(version string) *cobra.Command {
 	f.StringSliceVarP(&a.node.Namespaces, "namespace", "n", nil, "containerd `namespaces` to look at (default all)")
 	f.StringVar(&a.node.StateDir, "state", "", "containerd's state `directory` (default what its command line or configuration says)")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
-	root.AddCommand(a.psCommand(), a.zombiesCommand(), a.reapCommand(), a.scanCommand(), a.eventsCommand(), a.doctorCommand(), a.leaksCommand())
+	root.AddCommand(a.psCommand(), a.zombiesCommand(), a.reapCommand(), a.scanCommand(), a.eventsCommand(), a.doctorCommand(), a.leaksCommand(), a.topCommand())
 	return root
 }
 
