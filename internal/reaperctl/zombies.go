@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/reaper-shim/reaper/internal/node"
@@ -71,29 +74,33 @@ RULES gave the verdict: T thread list, S session, L seen below another parent, F
 				return err
 			}
 			defer n.Close()
-			tasks, err := n.List(cmd.Context())
-			if err != nil {
-				return err
-			}
-			asked := tasks
 			if len(args) > 0 {
+				tasks, err := n.List(cmd.Context())
+				if err != nil {
+					return err
+				}
 				t, err := node.Find(tasks, args[0])
 				if err != nil {
 					return err
 				}
-				asked = []*node.Task{t}
+				list, err := listZombies(cmd.Context(), n, tasks, []*node.Task{t})
+				if err != nil {
+					return err
+				}
+				return a.print(list, list.table)
 			}
-			list, err := listZombies(cmd.Context(), n, tasks, asked)
-			if err != nil && (len(args) > 0 || !errors.Is(err, node.ErrForeign)) {
+			tasks, err := n.Snapshot(cmd.Context())
+			if err != nil {
 				return err
 			}
-			return a.print(list, list.table)
+			ours := slices.DeleteFunc(slices.Clone(tasks), func(t *node.Task) bool { return !t.Ours })
+			list, err := listZombies(cmd.Context(), n, tasks, ours)
+			return errors.Join(a.print(list, list.table), err, unasked(tasks))
 		},
 	}
 }
 
-// listZombies asks the shims of the tasks in asked. With one of another runtime among them the rest is listed, and the error
-// wraps node.ErrForeign.
+// listZombies asks the shims of the tasks in asked. The list has what the others said when there is an error.
 func listZombies(ctx context.Context, n *node.Node, all, asked []*node.Task) (ZombieList, error) {
 	list := ZombieList{header: kind("ZombieList"), Zombies: []Zombie{}}
 	names := make(map[string]Container)
@@ -104,16 +111,12 @@ func listZombies(ctx context.Context, n *node.Node, all, asked []*node.Task) (Zo
 	listed := make(map[uint32]bool)
 	var errs []error
 	for _, t := range asked {
-		if t.PID == 0 {
-			continue
-		}
 		zs, omitted, err := n.Zombies(ctx, t, 0)
 		if err != nil {
-			errs = append(errs, err)
-			if errors.Is(err, node.ErrForeign) {
-				continue
+			if len(asked) == 1 || !isGone(err) {
+				errs = append(errs, err)
 			}
-			break
+			continue
 		}
 		fresh := false
 		for _, z := range zs {
@@ -121,8 +124,8 @@ func listZombies(ctx context.Context, n *node.Node, all, asked []*node.Task) (Zo
 				continue
 			}
 			listed[z.GetPid()], fresh = true, true
-			c, ok := names[t.Namespace+"/"+z.GetContainerId()]
-			if !ok {
+			c, known := names[t.Namespace+"/"+z.GetContainerId()]
+			if !known {
 				c = containerOf(t)
 			}
 			list.Zombies = append(list.Zombies, zombieOf(c, z))
@@ -133,6 +136,9 @@ func listZombies(ctx context.Context, n *node.Node, all, asked []*node.Task) (Zo
 	}
 	return list, errors.Join(errs...)
 }
+
+// isGone reports whether an error is that of a task, or a shim, that has ended since it was listed.
+func isGone(err error) bool { return errdefs.IsNotFound(err) || errors.Is(err, fs.ErrNotExist) }
 
 var verdictStyle = map[string]style{"adopted": yellow, "own": yellow, "unproven": red, "held": red}
 
