@@ -64,7 +64,7 @@ func TestNode(t *testing.T) {
 		return task != nil && task.Stats.GetAdopted() == 2, "no two adopted zombies"
 	})
 	if !task.Ours || task.Err != nil || task.Namespace != harness.Namespace || int(task.PID) != ours.PID || task.Status != "running" ||
-		task.Runtime != runtime || task.Image != harness.TestImage || task.Name() != "leaky" || task.Revision != 1 {
+		task.Runtime != runtime || task.Image != harness.TestImage || task.Name() != "leaky" || task.Revision != 2 {
 		t.Errorf("ours: %+v", task)
 	}
 	// PID 1 and two zombies.

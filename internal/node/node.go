@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,6 +66,8 @@ type Options struct {
 	StateDir string
 	// Namespaces of containerd to look at. Empty: all.
 	Namespaces []string
+	// ShimTimeout is for one answer of a shim's to Snapshot. 0: DefaultShimTimeout.
+	ShimTimeout time.Duration
 }
 
 // Node is a connection to a node's containerd and, once they have been asked, to its reaper shims. Its methods may be called
@@ -76,6 +79,9 @@ type Node struct {
 	proc       *procfs.FS
 	cgroups    fs.FS
 	daemon     Daemon
+	// daemonStart is when the daemon's process began, in clock ticks since boot.
+	daemonStart uint64
+	shimTimeout time.Duration
 
 	mu    sync.Mutex
 	shims map[shimKey]*shimConn // guarded by mu
@@ -115,7 +121,10 @@ func Open(ctx context.Context, opts Options) (*Node, error) {
 		conn:       conn,
 		proc:       procfs.New(os.DirFS("/proc")),
 		cgroups:    os.DirFS("/sys/fs/cgroup"),
-		shims:      make(map[shimKey]*shimConn),
+
+		shimTimeout: cmp.Or(opts.ShimTimeout, DefaultShimTimeout),
+
+		shims: make(map[shimKey]*shimConn),
 	}
 	if err := n.identify(ctx, opts); err != nil {
 		_ = conn.Close()
@@ -137,6 +146,16 @@ func (n *Node) Close() error {
 
 // Daemon returns what was found out about containerd when the Node was opened.
 func (n *Node) Daemon() Daemon { return n.daemon }
+
+// DaemonGone reports whether the containerd that was opened is known to have ended. Another may have taken its place and answer, but
+// Root leads nowhere: Open it anew.
+func (n *Node) DaemonGone() bool {
+	if n.daemon.PID == 0 {
+		return false
+	}
+	st, err := n.proc.Stat(n.daemon.PID)
+	return errors.Is(err, procfs.ErrVanished) || err == nil && (st.StartTime != n.daemonStart || st.Zombie())
+}
 
 // Conn returns the gRPC connection, for services of containerd that this package does not use.
 func (n *Node) Conn() *grpc.ClientConn { return n.conn }
@@ -185,6 +204,9 @@ func (n *Node) identify(ctx context.Context, opts Options) error {
 		root := fmt.Sprintf("/proc/%d/root", pid)
 		if _, err := os.Stat(root + "/."); err == nil {
 			n.daemon.PID, n.daemon.Root = procfs.HostPID(pid), root
+			if st, err := n.proc.Stat(n.daemon.PID); err == nil {
+				n.daemonStart = st.StartTime
+			}
 			if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil {
 				args = strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
 			}

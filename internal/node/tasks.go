@@ -193,8 +193,8 @@ func (n *Node) pidsOf(pid procfs.HostPID) PIDs {
 const (
 	// parallel is how many shims are asked at once.
 	parallel = 16
-	// shimTimeout is for one answer of a shim's: Stats waits for nothing.
-	shimTimeout = 2 * time.Second
+	// DefaultShimTimeout is long: Stats waits for nothing.
+	DefaultShimTimeout = 2 * time.Second
 )
 
 // Snapshot is List and what the reaper shims say. A shim that cannot be asked is no error: its tasks have Err set.
@@ -242,7 +242,7 @@ func (n *Node) deleted(t *Task) bool {
 
 // ask has one shim tell about its tasks.
 func (n *Node) ask(ctx context.Context, key shimKey, tasks []*Task) {
-	ctx, cancel := context.WithTimeout(ctx, shimTimeout)
+	ctx, cancel := context.WithTimeout(ctx, n.shimTimeout)
 	defer cancel()
 	resp, err := call(ctx, n, key, func(r api.ReaperService) (*api.StatsResponse, error) {
 		return r.Stats(ctx, &api.StatsRequest{})

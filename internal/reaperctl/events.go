@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
 	eventstypes "github.com/containerd/containerd/api/events"
-	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -85,7 +83,7 @@ With -o json there is one document a line.`,
 				defer cancel()
 			}
 			seen := 0
-			err = follow(ctx, n, func(env *types.Envelope) (bool, error) {
+			err = n.Follow(ctx, []string{topicExit, topicZombies}, func(env *types.Envelope) (bool, error) {
 				ev, ok := decode(env)
 				if !ok || only != nil && (ev.Container.Namespace != only.Namespace || ev.Container.ID != only.ID) {
 					return true, nil
@@ -103,33 +101,6 @@ With -o json there is one document a line.`,
 	cmd.Flags().DurationVar(&length, "for", 0, "end after that `long` (default never)")
 	cmd.Flags().IntVar(&count, "count", 0, "end after `number` events (default never)")
 	return cmd
-}
-
-// follow calls f for each event of our topics until it returns false or an error, or ctx ends, whose error it returns then.
-func follow(ctx context.Context, n *node.Node, f func(*types.Envelope) (bool, error)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := eventsapi.NewEventsClient(n.Conn()).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{fmt.Sprintf("topic==%q", topicExit), fmt.Sprintf("topic==%q", topicZombies)},
-	})
-	for err == nil {
-		var env *types.Envelope
-		if env, err = stream.Recv(); err != nil {
-			break
-		}
-		var more bool
-		if more, err = f(env); err == nil && !more {
-			return nil
-		}
-	}
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, io.EOF):
-		return errors.New("containerd has ended the stream of events")
-	default:
-		return fmt.Errorf("follow the events of containerd: %w", err)
-	}
 }
 
 // decode returns what an event of containerd's says, and false for one that is not ours.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -15,6 +14,8 @@ import (
 	"github.com/mattn/go-runewidth"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/internal/escape"
 )
 
 const (
@@ -133,30 +134,9 @@ func escapeForYAML(doc []byte) []byte {
 	return out
 }
 
-// safe makes text that somebody else chose fit to be shown: what does not print, direction marks among it, is escaped as in a Go
-// string, and so is the backslash.
-func safe(s string) string {
-	if plain(s) && !strings.Contains(s, `\`) {
-		return s
-	}
-	quoted := strconv.Quote(s)
-	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
-}
+func safe(s string) string { return escape.Text(s) }
 
-// plain reports whether all of s prints.
-func plain(s string) bool {
-	for i, r := range s {
-		if r == utf8.RuneError {
-			if _, size := utf8.DecodeRuneInString(s[i:]); size == 1 {
-				return false
-			}
-		}
-		if !unicode.IsPrint(r) {
-			return false
-		}
-	}
-	return true
-}
+func plain(s string) bool { return escape.Plain(s) }
 
 // style is how a cell looks on a terminal, as a parameter of SGR (ECMA-48).
 type style string
