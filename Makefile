@@ -149,6 +149,14 @@ $(TOOLS)/containerd-debian:
 		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
 DAEMON_FILES += $(TOOLS)/containerd-debian
 
+# Debian's promtool, out of its package, which is not installed: that would start a Prometheus.
+$(TOOLS)/promtool:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/promtool"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		apt-get download -q prometheus >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q prometheus; }; \
+		dpkg-deb -x prometheus_*.deb . && install -m 755 usr/bin/promtool $@
+
 .PHONY: daemons
 daemons: $(DAEMON_FILES) ## Get the older versions of containerd that test-matrix runs with.
 	@:
@@ -199,7 +207,7 @@ GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --
 	--rerun-fails-run-root-test --rerun-fails-abort-on-data-race
 
 .PHONY: test-unit
-test-unit: $(TOOLS)/gotestsum ## Unit tests with the race detector (PKGS=, RUN=).
+test-unit: $(TOOLS)/gotestsum $(TOOLS)/promtool ## Unit tests with the race detector (PKGS=, RUN=).
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
 		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
@@ -269,6 +277,14 @@ proto: ## Regenerate the protobuf and ttrpc code under shim/api.
 .PHONY: docs-reaperctl
 docs-reaperctl: tools testprogs build ## Run reaperctl on leaky containers: the outputs in docs/reaperctl.md (as root).
 	$(GO) run ./integration/ctldocs
+
+.PHONY: docs-exporter
+docs-exporter: ## The table of metrics in docs/exporter.md.
+	$(GO) test -count=1 -run '^TestDocs$$' ./internal/exporter -write-docs $(CURDIR)/docs/exporter.md
+
+.PHONY: bench-exporter
+bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
+	$(GO) run ./integration/exporterbench
 
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
