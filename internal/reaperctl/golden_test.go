@@ -18,6 +18,7 @@ import (
 
 	"github.com/reaper-shim/reaper/internal/node"
 	"github.com/reaper-shim/reaper/internal/scan"
+	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
@@ -81,6 +82,35 @@ func sampleScan() ScanResult {
 	return ScanResult{header: kind("ScanResult"), Processes: 200, PIDMax: 32768, Zombies: 5, Groups: groups}
 }
 
+// sampleLeaks has one leak of each verdict.
+func sampleLeaks() LeakReport {
+	web := sampleTasks()[0]
+	c1 := scan.Leak{Cgroup: "/k/c", Command: "helper", Origin: scan.Orphan, Parent: "node", ParentPID: 4711, Init: true, LeftBy: "git"}
+	with := func(command string, origin scan.Origin, leftBy string) scan.Leak {
+		l := c1
+		l.Command, l.Origin, l.LeftBy = command, origin, leftBy
+		return l
+	}
+	verdicts := map[procfs.HostPID]string{60: "own", 61: "unproven"}
+	tally := func(pid procfs.HostPID) *scan.Tally {
+		return &scan.Tally{Before: map[int]int{0: 2}, New: map[int]int{7 << 8: 4, 9: 1, 1 << 8: 1, 2 << 8: 1}, PIDs: []procfs.HostPID{pid}}
+	}
+	r := LeakReport{header: kind("LeakReport"), Seconds: 36, Omitted: 3, Reaped: []ReapedTask{
+		{Container: containerOf(web), Reaped: 13, Seconds: 3600, PerHour: 13},
+	}}
+	for _, l := range []struct {
+		leak scan.Leak
+		pid  procfs.HostPID
+		task *node.Task
+	}{
+		{c1, 50, web}, {with(hostile, scan.Orphan, ""), 51, nil}, {with("own", scan.Unknown, ""), 60, web}, {with("who", scan.Unknown, ""), 61, web},
+		{with("who", scan.Unknown, ""), 62, nil}, {scan.Leak{Command: "job", Origin: scan.Held, Parent: "cron", ParentPID: 80}, 63, nil},
+	} {
+		r.Leaks = append(r.Leaks, leakOf(l.leak, tally(l.pid), l.task, verdicts, 36*time.Second))
+	}
+	return r
+}
+
 // TestGolden: what is printed is an interface. After a change that is meant: go test ./internal/reaperctl -update.
 func TestGolden(t *testing.T) {
 	reaped := ReapResult{header: kind("ReapResult"), Container: containerOf(sampleTasks()[0]), Reaped: 3, Left: 2, ProvenLeft: 1, Declined: "busy",
@@ -98,6 +128,7 @@ func TestGolden(t *testing.T) {
 		{"reap", reaped, reaped.table},
 		{"scan", sampleScan(), sampleScan().table},
 		{"doctor", diagnosis, diagnosis.table},
+		{"leaks", sampleLeaks(), sampleLeaks().table},
 		{"ps-empty", TaskList{header: kind("TaskList"), Tasks: []Task{}}, TaskList{}.table},
 	} {
 		for _, format := range formats {

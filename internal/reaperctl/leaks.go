@@ -226,9 +226,9 @@ func leakOf(l scan.Leak, t *scan.Tally, task *node.Task, verdicts map[procfs.Hos
 	return v
 }
 
-// remedy says what its owner has to change.
+// remedy says what its owner has to change. Commands are in it as they are, and escaped with the rest where it is shown.
 func remedy(l Leak, ours bool) string {
-	by := strconv.Quote(l.LeftBy)
+	command, parent, by := `"`+l.Command+`"`, `"`+l.Parent+`"`, `"`+l.LeftBy+`"`
 	if l.LeftBy == "" {
 		by = "whoever started it"
 	}
@@ -238,15 +238,15 @@ func remedy(l Leak, ours bool) string {
 		if ours {
 			cure = "the shim reaps what it leaves"
 		}
-		return fmt.Sprintf("%s should wait for %q before it ends (in a shell: wait); %s", by, l.Command, cure)
+		return fmt.Sprintf("%s should wait for %s before it ends (in a shell: wait); %s", by, command, cure)
 	case "own":
-		return fmt.Sprintf("PID 1, %q, starts %q and never waits for it: that program has to be corrected, no init helps; option reapOwn can", l.Parent, l.Command)
+		return fmt.Sprintf("PID 1, %s, starts %s and never waits for it: that program has to be corrected, no init helps; option reapOwn can", parent, command)
 	case "held":
-		return fmt.Sprintf("%q (pid %d) has to wait for its child %q; when it ends, they go to PID 1", l.Parent, l.ParentPID, l.Command)
+		return fmt.Sprintf("%s (pid %d) has to wait for its child %s; when it ends, they go to PID 1", parent, l.ParentPID, command)
 	case "unproven":
-		return fmt.Sprintf("nothing proves whether PID 1, %q, started %q: see reaperctl doctor about the fork log; option reapUnproven takes them", l.Parent, l.Command)
+		return fmt.Sprintf("nothing proves whether PID 1, %s, started %s: see reaperctl doctor about the fork log; option reapUnproven takes them", parent, command)
 	default:
-		return fmt.Sprintf("PID 1, %q, has not waited for %q, which it started or adopted: under io.containerd.reaper.v2 the fork log tells which", l.Parent, l.Command)
+		return fmt.Sprintf("PID 1, %s, has not waited for %s, which it started or adopted: under io.containerd.reaper.v2 the fork log tells which", parent, command)
 	}
 }
 
