@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/reaperctl"
 	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
@@ -316,6 +317,10 @@ func TestExporterHangingShim(t *testing.T) {
 		return !ok && got[`reaper_tasks{state="unanswered"}`] == 1 && got["reaper_shim_failures_total"] >= 1 && got[reapedSeries("ex-hung")] == 0,
 			fmt.Sprint(ok, got[`reaper_tasks{state="unanswered"}`])
 	})
+	// containerd does not list its task; we do.
+	if task := taskIn(ctlJSON[reaperctl.TaskList](t, d, "ps"), hung.ID()); task == nil || task.Status != "unknown" || task.Error == "" {
+		t.Errorf("reaperctl ps says of the hanging shim's task: %+v", task)
+	}
 	resume()
 	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
 		got := e.scrape()

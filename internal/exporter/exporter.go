@@ -238,7 +238,7 @@ func (e *exporter) take(all []*node.Task, err error, began time.Time) {
 		case t.Err != nil:
 			e.states["unanswered"]++
 			e.failed++
-			e.ledger.touch(t.Namespace, t.ID, uint32(t.PID), now)
+			e.ledger.touch(t.Namespace, t.ID, now)
 			e.cfg.log.Debug("a shim did not answer", "namespace", t.Namespace, "id", t.ID, "err", t.Err)
 			continue
 		case !t.Ours:

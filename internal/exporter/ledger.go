@@ -160,9 +160,12 @@ func (l *ledger) add(who names, grown counters, now time.Time) {
 	}
 }
 
-// touch keeps what a task has counted although it does not answer.
-func (l *ledger) touch(namespace, id string, pid uint32, now time.Time) {
-	if a := l.tasks[taskKey{namespace, id, pid}]; a != nil {
+// touch keeps what the tasks of a container have counted although they do not answer.
+func (l *ledger) touch(namespace, id string, now time.Time) {
+	for key, a := range l.tasks {
+		if key.namespace != namespace || key.id != id {
+			continue
+		}
 		a.seen = now
 		if s := l.series[a.names]; s != nil {
 			s.seen = now

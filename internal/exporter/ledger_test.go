@@ -75,7 +75,7 @@ func TestLedgerPrune(t *testing.T) {
 	}
 	now := at(10)
 	l.take("ns", who(0), said("0", 1, 2), now)
-	l.touch("ns", "1", 2, now)
+	l.touch("ns", "1", now)
 	l.prune(at(4), now, 3)
 	for i, want := range []bool{true, true, false, false, false, false, false, true, true, true} {
 		if got := l.series[who(i)] != nil; got != want {

@@ -121,6 +121,7 @@ func (o *options) check() (level slog.Level, err error) {
 
 func (o *options) serve(ctx context.Context, version string, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
+	o.node.SkipStates = true
 	e := newExporter(config{
 		open: func(ctx context.Context) (source, error) { return node.Open(ctx, o.node) },
 		log:  log, now: time.Now, interval: o.interval, retain: o.retain, topCommands: o.topCommands,

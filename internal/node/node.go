@@ -66,6 +66,9 @@ type Options struct {
 	StateDir string
 	// Namespaces of containerd to look at. Empty: all.
 	Namespaces []string
+	// SkipStates has List and Snapshot leave out PID, Status and PIDs of tasks. To tell them containerd asks one shim after the other,
+	// and waits for 2 s for each that hangs (containerd, plugins/services/tasks/local.go, stateTimeout).
+	SkipStates bool
 	// ShimTimeout is for one answer of a shim's to Snapshot. 0: DefaultShimTimeout.
 	ShimTimeout time.Duration
 }
@@ -82,6 +85,7 @@ type Node struct {
 	// daemonStart is when the daemon's process began, in clock ticks since boot.
 	daemonStart uint64
 	shimTimeout time.Duration
+	skipStates  bool
 
 	mu    sync.Mutex
 	shims map[shimKey]*shimConn // guarded by mu
@@ -122,6 +126,7 @@ func Open(ctx context.Context, opts Options) (*Node, error) {
 		proc:       procfs.New(os.DirFS("/proc")),
 		cgroups:    os.DirFS("/sys/fs/cgroup"),
 
+		skipStates:  opts.SkipStates,
 		shimTimeout: cmp.Or(opts.ShimTimeout, DefaultShimTimeout),
 
 		shims: make(map[shimKey]*shimConn),
@@ -288,10 +293,13 @@ func (n *Node) listNamespaces(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// bundle returns the path of a task's bundle as we see it.
-func (n *Node) bundle(namespace, id string) string {
-	return filepath.Join(n.daemon.Root, n.daemon.StateDir, "io.containerd.runtime.v2.task", namespace, id)
+// bundles is the directory of the bundles of all tasks as we see it.
+func (n *Node) bundles() string {
+	return filepath.Join(n.daemon.Root, n.daemon.StateDir, "io.containerd.runtime.v2.task")
 }
+
+// bundle returns the path of a task's bundle as we see it.
+func (n *Node) bundle(namespace, id string) string { return filepath.Join(n.bundles(), namespace, id) }
 
 // String names the node's containerd for messages.
 func (n *Node) String() string {

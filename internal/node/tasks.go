@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,11 +98,18 @@ type Task struct {
 // Name returns the task's Names as a string, or its ID where it has none.
 func (t *Task) Name() string { return cmp.Or(t.Names.String(), t.ID) }
 
-// List returns the tasks of containerd, sorted by namespace and ID, with all but what their shims say.
+// List returns the tasks of containerd, sorted by namespace and ID, with all but what their shims say. A task whose shim hangs has the
+// status "unknown".
 func (n *Node) List(ctx context.Context) ([]*Task, error) {
 	names, err := n.listNamespaces(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if n.skipStates {
+		// Bundles in the wrong place look like no tasks at all.
+		if _, err := os.Stat(n.bundles()); err != nil {
+			return nil, fmt.Errorf("find the bundles of tasks: %w: is containerd's state in %s?", err, n.daemon.StateDir)
+		}
 	}
 	var all []*Task
 	for _, ns := range names {
@@ -118,38 +126,40 @@ func (n *Node) List(ctx context.Context) ([]*Task, error) {
 }
 
 func (n *Node) listNamespace(ctx context.Context, ns string) ([]*Task, error) {
-	tasks, err := n.tasks().List(ctx, &tasksapi.ListTasksRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list tasks of containerd: %w", err)
-	}
-	if len(tasks.GetTasks()) == 0 {
-		return nil, nil
+	byID := make(map[string]*Task)
+	if !n.skipStates {
+		tasks, err := n.tasks().List(ctx, &tasksapi.ListTasksRequest{})
+		if err != nil {
+			return nil, fmt.Errorf("list tasks of containerd: %w", err)
+		}
+		for _, p := range tasks.GetTasks() {
+			// The answer has a task's ID in one field or the other, by version (containerd, api/types/task).
+			id := cmp.Or(p.GetContainerID(), p.GetID())
+			t := &Task{Namespace: ns, ID: id, Status: strings.ToLower(p.GetStatus().String())}
+			if t.Status != "stopped" {
+				t.PID = procfs.HostPID(p.GetPid())
+			}
+			t.PIDs = n.pidsOf(t.PID)
+			byID[id] = t
+		}
 	}
 	containers, err := n.containers().List(ctx, &containersapi.ListContainersRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("list containers of containerd: %w", err)
 	}
-	byID := make(map[string]*containersapi.Container, len(containers.GetContainers()))
 	for _, c := range containers.GetContainers() {
-		byID[c.GetID()] = c
+		t := byID[c.GetID()]
+		if t == nil {
+			// containerd leaves out a task whose shim does not answer; its bundle is there as long as the task is.
+			if _, err := os.Stat(n.bundle(ns, c.GetID())); err != nil {
+				continue
+			}
+			t = &Task{Namespace: ns, ID: c.GetID(), Status: "unknown"}
+			byID[t.ID] = t
+		}
+		t.Runtime, t.Image, t.Names = c.GetRuntime().GetName(), c.GetImage(), namesOf(c.GetLabels(), c.GetSpec().GetValue())
 	}
-	var out []*Task
-	for _, p := range tasks.GetTasks() {
-		// The answer has a task's ID in one field or the other, by version (containerd, api/types/task).
-		id := cmp.Or(p.GetContainerID(), p.GetID())
-		t := &Task{
-			Namespace: ns, ID: id, Status: strings.ToLower(p.GetStatus().String()),
-		}
-		if t.Status != "stopped" {
-			t.PID = procfs.HostPID(p.GetPid())
-		}
-		if c := byID[id]; c != nil {
-			t.Runtime, t.Image, t.Names = c.GetRuntime().GetName(), c.GetImage(), namesOf(c.GetLabels(), c.GetSpec().GetValue())
-		}
-		t.PIDs = n.pidsOf(t.PID)
-		out = append(out, t)
-	}
-	return out, nil
+	return slices.Collect(maps.Values(byID)), nil
 }
 
 // namesOf reads the labels, and the annotations of the OCI spec where a container is CRI's and its labels have no names.
