@@ -52,7 +52,7 @@ func startExporter(t *testing.T, cmd *osexec.Cmd) *exporterRun {
 		case <-time.After(testutil.Slow(20 * time.Second)):
 			t.Error("reaper-exporter does not end at SIGTERM")
 			_ = cmd.Process.Kill()
-			<-ended
+			t.Log(<-ended)
 		}
 		if t.Failed() {
 			t.Log(e.log)
