@@ -31,9 +31,9 @@ const (
 	// scrapes that are measured, each later than the exporter's answers are shared for.
 	scrapes = 30
 	pause   = 1100 * time.Millisecond
-	// starters start containers side by side.
-	starters = 4
-	ready    = 30 * time.Second
+	// workers start and remove containers side by side.
+	workers = 4
+	ready   = 30 * time.Second
 )
 
 func main() {
@@ -58,10 +58,12 @@ func bench(ctx context.Context, most int, length time.Duration) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	started, err := start(ctx, d, most, length)
+	containers, err := start(ctx, d, most, length)
+	defer func() { err = errors.Join(err, remove(context.WithoutCancel(ctx), containers)) }()
 	if err != nil {
 		return err
 	}
+	started := len(containers)
 	base, pid, stop, err := serve(ctx, d)
 	if err != nil {
 		return err
@@ -116,14 +118,11 @@ every one of which asks containerd and each shim.
 	return os.WriteFile(page, []byte(renewed), 0o644)
 }
 
-// start starts containers until there are enough or the time is over.
-func start(ctx context.Context, d *harness.Daemon, most int, length time.Duration) (started int, err error) {
-	var (
-		mu   sync.Mutex
-		wg   sync.WaitGroup
-		errs error
-		next int
-	)
+// start starts containers until there are enough or the time is over. The caller must remove them, also where it fails.
+func start(ctx context.Context, d *harness.Daemon, most int, length time.Duration) (started []*harness.Container, err error) {
+	var mu sync.Mutex
+	var errs error
+	next := 0
 	end := time.Now().Add(length)
 	take := func() bool {
 		mu.Lock()
@@ -134,18 +133,19 @@ func start(ctx context.Context, d *harness.Daemon, most int, length time.Duratio
 		next++
 		return true
 	}
-	for range starters {
+	var wg sync.WaitGroup
+	for range workers {
 		wg.Go(func() {
 			for take() {
 				// A child of its own that it never waits for: a zombie without an exec.
-				_, err := d.Run(ctx, harness.Spec{
+				c, err := d.Run(ctx, harness.Spec{
 					Runtime: harness.ReaperRuntime, Args: []string{"/bin/sh", "-c", "(exit 5) & exec /bin/pause1 poll"},
 				})
 				mu.Lock()
 				if err != nil {
 					errs = errors.Join(errs, err)
 				} else {
-					started++
+					started = append(started, c)
 				}
 				mu.Unlock()
 			}
@@ -153,6 +153,31 @@ func start(ctx context.Context, d *harness.Daemon, most int, length time.Duratio
 	}
 	wg.Wait()
 	return started, errs
+}
+
+// remove removes containers side by side: the daemon's Close has too little time for so many.
+func remove(ctx context.Context, containers []*harness.Container) error {
+	left := make(chan *harness.Container, len(containers))
+	for _, c := range containers {
+		left <- c
+	}
+	close(left)
+	var mu sync.Mutex
+	var errs error
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for c := range left {
+				if err := c.Remove(ctx); err != nil {
+					mu.Lock()
+					errs = errors.Join(errs, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errs
 }
 
 // serve starts the exporter, which stop ends.
