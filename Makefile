@@ -266,6 +266,10 @@ test-transparency: ## Does PID 1 notice anything? REQUESTS (1000) zombies reaped
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
 	$(GO) generate ./shim/api/...
 
+.PHONY: docs-reaperctl
+docs-reaperctl: tools testprogs build ## Run reaperctl on leaky containers: the outputs in docs/reaperctl.md (as root).
+	$(GO) run ./integration/ctldocs
+
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
 	@$(MAKE) --no-print-directory deps
