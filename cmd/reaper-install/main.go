@@ -14,16 +14,19 @@ import (
 	"time"
 
 	"github.com/reaper-shim/reaper/internal/install"
+	"github.com/reaper-shim/reaper/internal/kube"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 const usage = `Usage: reaper-install [flags] install|uninstall
+       reaper-install -daemonset namespace/name retire
 
 install    copies the programs to a directory on containerd's PATH, adds the runtime handler to containerd's configuration,
            and restarts containerd if that changed. What is already as it should be is left alone.
 uninstall  undoes that, once no container of the runtime is running.
+retire     has a DaemonSet of reaper-install uninstall on each node, and waits until it has.
 
 A configuration goes live only after the node's own containerd has read it and found nothing else changed. If containerd
 does not come back with it, the old one is restored. An interrupted run is undone by the next one.
@@ -69,6 +72,8 @@ func run(args []string) error {
 	flags.StringVar(&in.Handler, "handler", "reaper", "`name` of the runtime handler")
 	flags.DurationVar(&in.Timeout, "timeout", time.Minute, "how long containerd may take to serve after a restart")
 	flags.DurationVar(&in.Wait, "wait", 0, "uninstall: how long to wait for containers of the runtime to end")
+	node := flags.String("node", "", "in a DaemonSet: label this Kubernetes `node`, and stay until told to end")
+	daemonSet := flags.String("daemonset", "", "retire: the DaemonSet, as `namespace/name`")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
@@ -81,9 +86,22 @@ func run(args []string) error {
 	if *verbose {
 		in.Step = func(what string) { fmt.Println(what) }
 	}
-	action := map[string]func(context.Context) error{"install": in.Install, "uninstall": in.Uninstall}[flags.Arg(0)]
-	if flags.NArg() != 1 || action == nil {
-		return fmt.Errorf("arguments %q: want install or uninstall: %w", flags.Args(), errUsage)
+	action := flags.Arg(0)
+	if flags.NArg() != 1 || action != "install" && action != "uninstall" && action != "retire" {
+		return fmt.Errorf("arguments %q: want install, uninstall or retire: %w", flags.Args(), errUsage)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var api *kube.Client
+	if *node != "" || action == "retire" {
+		var err error
+		// While the root is still that of the pod.
+		if api, err = kube.InCluster(); err != nil {
+			return err
+		}
+	}
+	if action == "retire" {
+		return retire(ctx, api, *daemonSet)
 	}
 	if *optionsFile != "" {
 		text, err := os.ReadFile(*optionsFile)
@@ -115,9 +133,13 @@ func run(args []string) error {
 			return err
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	return action(ctx)
+	switch {
+	case api != nil:
+		return runOnNode(ctx, &in, api, *node, action)
+	case action == "uninstall":
+		return in.Uninstall(ctx)
+	}
+	return in.Install(ctx)
 }
 
 // openSource opens the directory with the programs while the root is still our own.

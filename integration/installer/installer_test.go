@@ -38,7 +38,11 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.other]
-      runtime_type = "io.containerd.runc.v2"`
+      runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = true`
 	config3 = `# of the node
 version = 3
 imports = [ "/etc/containerd/more/*.toml" ]  # none there
@@ -47,6 +51,8 @@ imports = [ "/etc/containerd/more/*.toml" ]  # none there
   max_concurrent_downloads = 7
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.other]
   runtime_type = 'io.containerd.runc.v2'`
+	// Without any handler: containerd knows runc by itself.
+	config1 = "[plugins.cri.containerd]\nsnapshotter = 'native'\n"
 )
 
 var nodes = []struct{ name, containerd, config string }{
@@ -54,21 +60,24 @@ var nodes = []struct{ name, containerd, config string }{
 	{"2.x, version 2", "containerd", config2},
 	{"2.x, no file", "containerd", ""},
 	{"1.7, version 2", "containerd-1.7", config2},
-	{"1.7, version 1", "containerd-1.7", "[plugins.cri.containerd.runtimes.other]\nruntime_type = \"io.containerd.runc.v2\"\n"},
+	{"1.7, version 1", "containerd-1.7", config1},
+	{"1.7, no file", "containerd-1.7", ""},
 }
 
 // TestInstall is the life of an installation: twice, upgraded, with other options, and taken away.
 func TestInstall(t *testing.T) {
+	t.Parallel()
 	for _, c := range nodes {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they wait for daemons most of the time
 			n := newNode(t, c.containerd, c.config)
 			n.start()
 
 			n.want(0, "restarted containerd", "install")
-			if !n.hasHandler("reaper") || !n.hasHandler("other") && c.config != "" {
+			if !n.hasHandler("reaper") || !n.hasHandler("runc") || !n.hasHandler("other") && strings.Contains(c.config, "runtimes.other") {
 				t.Fatalf("handlers after the installation:\n%s", n.dump())
 			}
-			if c.config != "" && c.name != "1.7, version 1" && !strings.Contains(n.dump(), "max_concurrent_downloads = 7") {
+			if strings.Contains(c.config, "max_concurrent") && !strings.Contains(n.dump(), "max_concurrent_downloads = 7") {
 				t.Errorf("a setting of the node is gone:\n%s", n.dump())
 			}
 			config, dropIn := n.read(configPath), n.read(dropInPath)
@@ -145,6 +154,7 @@ func newerPrograms(t *testing.T) string {
 
 // TestRefusals: nothing is changed where something is wrong already.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	t.Run("broken configuration", func(t *testing.T) {
 		const broken = "version = 3\n[plugins\n"
 		n := newNode(t, "containerd", broken)
@@ -202,8 +212,10 @@ func TestRefusals(t *testing.T) {
 
 // TestRestartFails: containerd does not come back, and the node has its old configuration again, with which it does.
 func TestRestartFails(t *testing.T) {
+	t.Parallel()
 	for _, c := range nodes {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they wait for daemons most of the time
 			n := newNode(t, c.containerd, c.config)
 			n.start()
 			n.mu.Lock()
@@ -222,6 +234,7 @@ func TestRestartFails(t *testing.T) {
 // TestFullDisk fills the disk to every degree. Whatever comes of it, containerd can read its configuration, and that is the
 // old or the new one.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "containerd", config3)
 	tmpfs := func(dir string, pages int) (umount func()) {
 		n.must(os.MkdirAll(n.path(dir), 0o755))
@@ -316,11 +329,13 @@ func killed(text string) error {
 // TestKilled kills the installer before each of its steps. containerd can start with what it finds then, and the next run
 // finishes.
 func TestKilled(t *testing.T) {
-	for _, c := range nodes[:4:4] {
-		if c.name == "2.x, version 2" {
-			continue
+	t.Parallel()
+	for _, c := range nodes {
+		if c.name != "2.x, version 3" && c.name != "1.7, version 2" {
+			continue // each takes most of a minute
 		}
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they wait for daemons most of the time
 			n := newNode(t, c.containerd, c.config)
 			n.start()
 			started := map[string]bool{}
@@ -350,14 +365,14 @@ func TestKilled(t *testing.T) {
 				if !n.hasHandler("reaper") || strings.Contains(n.tree(), ".reaper-install-") {
 					t.Fatalf("after the next installation: %s", n.tree())
 				}
-				n.want(0, "", "uninstall")
+				n.want(0, "", "-restart", "none", "uninstall")
 			}
 			for step := 1; !kill(true, step); step++ {
 				n.want(0, "", "uninstall")
 				if n.read(configPath) != c.config || n.exists(shimPath) || strings.Contains(n.tree(), ".reaper-install-") {
 					t.Fatalf("after the next removal: %s\n%s", n.tree(), n.read(configPath))
 				}
-				n.want(0, "", "install")
+				n.want(0, "", "-restart", "none", "install")
 			}
 			if len(started) < 2 {
 				t.Errorf("containerd was started with %d configurations, want the old and the new one at least", len(started))
@@ -368,6 +383,7 @@ func TestKilled(t *testing.T) {
 
 // TestUninstallInUse: containers of ours keep what they need, and are not touched.
 func TestUninstallInUse(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "containerd", config3)
 	n.start()
 	n.want(0, "restarted containerd", "install")

@@ -229,7 +229,7 @@ func (n *node) awaitServing() {
 		for line := range strings.Lines(out) {
 			f := strings.Fields(line)
 			if len(f) >= 3 && f[0] == "io.containerd.grpc.v1" && f[1] == "cri" {
-				return err == nil && f[len(f)-1] == "ok", line
+				return err == nil && f[len(f)-1] == "ok", line + n.tailLog()
 			}
 		}
 		return false, out + "\n" + n.tailLog()
@@ -326,7 +326,11 @@ func (n *node) want(code int, text string, args ...string) {
 // dump is the configuration as the node's containerd understands it. It fails the test if it cannot.
 func (n *node) dump() string {
 	n.t.Helper()
-	cmd := exec.Command("/usr/bin/containerd", "config", "dump")
+	what := "dump"
+	if !n.exists(configPath) {
+		what = "default"
+	}
+	cmd := exec.Command("/usr/bin/containerd", "config", what)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: n.root}
 	cmd.Dir = "/"
 	var stderr strings.Builder

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -137,21 +138,72 @@ func dropBlock(text []byte) ([]byte, error) {
 
 // handlerTables renders the handler for a configuration of this version.
 func handlerTables(version int, name string, options map[string]any) (string, error) {
-	table := fmt.Sprintf("plugins.'%s'.containerd.runtimes.%s", criPlugins[version], name)
-	var b strings.Builder
-	fmt.Fprintf(&b, "[%s]\nruntime_type = '%s'\n", table, runtimeType)
-	// Without these CRI keeps the annotations of pods to itself.
-	b.WriteString("pod_annotations = ['io.containerd.reaper.*']\ncontainer_annotations = ['io.containerd.reaper.*']\n")
-	if len(options) == 0 {
-		return b.String(), nil
+	handler := map[string]any{
+		"runtime_type": runtimeType,
+		// Without these CRI keeps the annotations of pods to itself.
+		"pod_annotations":       []string{"io.containerd.reaper.*"},
+		"container_annotations": []string{"io.containerd.reaper.*"},
 	}
-	fmt.Fprintf(&b, "[%s.options]\n", table)
-	text, err := toml.Marshal(options)
+	if len(options) > 0 {
+		handler["options"] = options
+	}
+	return renderHandler(version, name, handler)
+}
+
+func renderHandler(version int, name string, handler map[string]any) (string, error) {
+	return renderTable(fmt.Sprintf("plugins.'%s'.containerd.runtimes.'%s'", criPlugins[version], name), handler)
+}
+
+// renderTable writes no header but the table's own and those below it: one of a table above could be there a second time,
+// which TOML forbids.
+func renderTable(path string, table map[string]any) (string, error) {
+	values, below := map[string]any{}, map[string]map[string]any{}
+	for key, value := range table {
+		if t, ok := value.(map[string]any); ok {
+			below[key] = t
+		} else {
+			values[key] = value
+		}
+	}
+	text, err := toml.Marshal(values)
 	if err != nil {
-		return "", fmt.Errorf("runtime options: %w", err)
+		return "", fmt.Errorf("table %s: %w", path, err)
 	}
-	b.Write(text)
-	return b.String(), nil
+	rendered := "[" + path + "]\n" + string(text)
+	for _, key := range slices.Sorted(maps.Keys(below)) {
+		text, err := renderTable(path+"."+key, below[key])
+		if err != nil {
+			return "", err
+		}
+		rendered += text
+	}
+	return rendered, nil
+}
+
+// defaultHandlers renders the handlers that containerd has without being told. containerd 1.x forgets them as soon as a
+// configuration names any other.
+func defaultHandlers(main []byte, version int, d dump) (string, error) {
+	text, err := parseDump(main)
+	if err != nil {
+		return "", err
+	}
+	if runtimes, ok := text.at("plugins", criPlugins[version], "containerd", "runtimes").(map[string]any); ok && len(runtimes) > 0 {
+		return "", nil
+	}
+	runtimes, _ := dump(d.cri()).at("runtimes").(map[string]any)
+	rendered := ""
+	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
+		handler, ok := runtimes[name].(map[string]any)
+		if !ok {
+			continue
+		}
+		text, err := renderHandler(version, name, handler)
+		if err != nil {
+			return "", err
+		}
+		rendered += text
+	}
+	return rendered, nil
 }
 
 // ParseOptions reads runtime options, the body of a TOML table.
@@ -256,25 +308,30 @@ func compare(before, after dump, name string, present bool, options map[string]a
 			return fmt.Errorf("the handler %q would have the options %v, want %v", name, got, options)
 		}
 	}
-	if diff := firstDifference("", before.without(name), after.without(name)); diff != "" {
+	if diff := firstDifference("", map[string]any(before.withoutHandler(name)), map[string]any(after.withoutHandler(name))); diff != "" {
 		return fmt.Errorf("it would change %s, which is not ours", diff)
 	}
 	return nil
 }
 
-// without returns a copy without the handler and without what names the files that were read.
-func (d dump) without(name string) map[string]any {
-	text, err := toml.Marshal(map[string]any(d))
-	if err != nil {
-		return d
-	}
-	c, err := parseDump(text)
-	if err != nil {
-		return d
-	}
+// withoutHandler returns a copy without the handler and without what names the files that were read.
+func (d dump) withoutHandler(name string) dump {
+	c, _ := copyTables(map[string]any(d)).(map[string]any)
 	delete(c, "imports")
-	if runtimes, ok := dump(c.cri()).at("runtimes").(map[string]any); ok {
+	if runtimes, ok := dump(dump(c).cri()).at("runtimes").(map[string]any); ok {
 		delete(runtimes, name)
+	}
+	return c
+}
+
+func copyTables(v any) any {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return v
+	}
+	c := make(map[string]any, len(m))
+	for k, v := range m {
+		c[k] = copyTables(v)
 	}
 	return c
 }

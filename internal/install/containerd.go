@@ -22,6 +22,7 @@ import (
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
@@ -100,6 +101,14 @@ func (in *Installer) dump(ctx context.Context, path string) (dump, error) {
 
 // dumpCurrent dumps the configuration that the node has.
 func (in *Installer) dumpCurrent(ctx context.Context) (dump, error) {
+	if _, err := os.Stat(in.ConfigPath); errors.Is(err, fs.ErrNotExist) {
+		// What it then starts with. containerd 1.x dumps no file that is not there.
+		out, err := output(ctx, in.Containerd, "config", "default")
+		if err != nil {
+			return nil, err
+		}
+		return parseDump(out)
+	}
 	d, err := in.dump(ctx, in.ConfigPath)
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		return nil, fmt.Errorf("%w: %w", ErrBroken, err)
@@ -118,7 +127,11 @@ func (in *Installer) connect(d dump) (*daemon, error) {
 	if path == "" {
 		path = d.address()
 	}
-	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// By default it would wait for minutes before it looks again for a daemon that restarts.
+	retry := grpc.ConnectParams{
+		Backoff: backoff.Config{BaseDelay: pollEvery / 2, Multiplier: 1, MaxDelay: pollEvery / 2}, MinConnectTimeout: rpcTimeout,
+	}
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(retry))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %s: %w", path, err)
 	}

@@ -312,7 +312,11 @@ func (in *Installer) planInstall(ctx context.Context, before dump) (plan, error)
 		return plan{}, err
 	}
 	if ver.major < 2 {
-		p.changes = []change{{in.mainPath(), main, slices.Concat(bare, []byte(blockBegin), []byte(tables), []byte(blockEnd))}}
+		known, err := defaultHandlers(bare, file.Version, before.withoutHandler(in.Handler))
+		if err != nil {
+			return plan{}, fmt.Errorf("%s: %w", in.ConfigPath, err)
+		}
+		p.changes = []change{{in.mainPath(), main, slices.Concat(bare, []byte(blockBegin), []byte(known), []byte(tables), []byte(blockEnd))}}
 		return p, nil
 	}
 	newMain := bare
@@ -466,7 +470,7 @@ func (in *Installer) validate(ctx context.Context, before dump, p plan) error {
 
 // checkLive reads what containerd is about to read.
 func (in *Installer) checkLive(ctx context.Context, before dump, p plan) error {
-	after, err := in.dump(ctx, in.ConfigPath)
+	after, err := in.dumpCurrent(ctx)
 	if err != nil {
 		return err
 	}
@@ -497,8 +501,13 @@ func (in *Installer) restart(ctx context.Context, d *daemon, p plan) error {
 func (in *Installer) runRestart(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
 	defer cancel()
+	program, err := findProgram(in.Restart[0])
+	if err != nil {
+		return fmt.Errorf("restart containerd: %w", err)
+	}
 	in.step("restart")
-	cmd := exec.CommandContext(ctx, in.Restart[0], in.Restart[1:]...)
+	cmd := exec.CommandContext(ctx, program, in.Restart[1:]...)
+	cmd.Env = []string{"PATH=" + daemonPath}
 	// What it starts may keep the pipes open.
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
@@ -582,22 +591,23 @@ func (in *Installer) Uninstall(ctx context.Context) error {
 }
 
 func (in *Installer) awaitUnused(ctx context.Context, d *daemon) error {
-	ctx, cancel := context.WithTimeout(ctx, in.Wait+rpcTimeout)
-	defer cancel()
 	end := time.Now().Add(in.Wait)
 	for {
-		users, err := d.users(ctx)
-		if err != nil {
-			return fmt.Errorf("are containers of ours running? %w", err)
-		}
-		if len(users) == 0 {
-			return nil
+		var users []string
+		// An interrupted run may have left a daemon that is just starting.
+		err := in.await(ctx, "are containers of ours running?", func(ctx context.Context) (err error) {
+			users, err = d.users(ctx)
+			return err
+		})
+		if err != nil || len(users) == 0 {
+			return err
 		}
 		if !time.Now().Before(end) {
 			return fmt.Errorf("%w: tasks of %s: %q", ErrInUse, runtimeType, users)
 		}
 		select {
 		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(time.Second):
 		}
 	}
