@@ -64,7 +64,7 @@ func run(args []string) error {
 	unit := flags.String("unit", "containerd.service", "systemd `unit` of containerd")
 	verbose := flags.Bool("verbose", false, "print each change of a file before it is made")
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	flags.StringVar(&in.BinDir, "bin-dir", "/usr/local/bin", "`directory` for the programs, on containerd's PATH")
+	flags.StringVar(&in.BinDir, "bin-dir", "/usr/local/bin", "`directory` for the programs, on containerd's PATH; the programs of a package stay where they are")
 	flags.StringVar(&in.ConfigPath, "config", "/etc/containerd/config.toml", "containerd's configuration `file`")
 	flags.StringVar(&in.DropIn, "drop-in", "/etc/containerd/conf.d/reaper.toml", "`file` for the handler, with containerd 2.x")
 	flags.StringVar(&in.Containerd, "containerd", "containerd", "containerd's `program`")
@@ -112,7 +112,7 @@ func run(args []string) error {
 			return fmt.Errorf("%s: %w", *optionsFile, err)
 		}
 	}
-	if err := openSource(&in, *source); err != nil {
+	if err := openSource(&in, *source, *root); err != nil {
 		return err
 	}
 	switch {
@@ -142,14 +142,18 @@ func run(args []string) error {
 	return in.Install(ctx)
 }
 
-// openSource opens the directory with the programs while the root is still our own.
-func openSource(in *install.Installer, dir string) error {
+// openSource opens the directory with the programs while the root is still our own. Programs that a package has put into
+// /usr/bin are in their place already.
+func openSource(in *install.Installer, dir, root string) error {
 	if dir == "" {
 		self, err := os.Executable()
 		if err != nil {
 			return err
 		}
 		dir = filepath.Dir(self)
+		if root == "/" && dir == "/usr/bin" {
+			in.BinDir = dir
+		}
 	}
 	var err error
 	in.Source, err = os.OpenRoot(dir)

@@ -32,7 +32,7 @@ var optional = map[string]bool{"reaperctl": true}
 // Installer says what is installed where. All paths are those of the node; a caller whose root is another changes it first,
 // see OpenSource.
 type Installer struct {
-	// Source holds the programs. It is not needed by Uninstall.
+	// Source holds the programs. Where it is BinDir, nothing is copied and nothing removed.
 	Source *os.Root
 	// BinDir is a directory on containerd's PATH.
 	BinDir string
@@ -577,6 +577,9 @@ func (in *Installer) Uninstall(ctx context.Context) error {
 			return err
 		}
 	}
+	if own, err := in.inPlace(); err != nil || own {
+		return err
+	}
 	for _, name := range slices.Backward(Programs) {
 		path := filepath.Join(in.BinDir, name)
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
@@ -590,6 +593,20 @@ func (in *Installer) Uninstall(ctx context.Context) error {
 	return nil
 }
 
+// inPlace reports whether Source is BinDir itself: what is there belongs to a package, which takes it away.
+func (in *Installer) inPlace() (bool, error) {
+	src, err := in.Source.Stat(".")
+	if err != nil {
+		return false, err
+	}
+	dst, err := os.Stat(in.BinDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(src, dst), err
+}
+
+// awaitUnused returns ErrInUse when tasks of ours exist and Wait is over.
 func (in *Installer) awaitUnused(ctx context.Context, d *daemon) error {
 	end := time.Now().Add(in.Wait)
 	for {
