@@ -214,8 +214,11 @@ func (d *daemon) users(ctx context.Context) ([]string, error) {
 func (d *daemon) searchPath(ctx context.Context) (string, error) {
 	var dialer net.Dialer
 	c, err := dialer.DialContext(ctx, "unix", d.path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return "", nil
+	}
 	if err != nil {
-		return "", nil //nolint:nilerr // without a daemon there is no PATH to check
+		return "", fmt.Errorf("connect to containerd: %w", err)
 	}
 	defer c.Close()
 	unixConn, ok := c.(*net.UnixConn)
