@@ -156,8 +156,18 @@ func check(t *testing.T, objects []object) {
 	}
 }
 
-// render renders the chart as "helm install reaper -n kube-reaper" does.
-func render(t *testing.T, values map[string]any) []object {
+// render renders the chart with these runtime options, as "helm install reaper -n kube-reaper" does.
+func render(t *testing.T, options map[string]any) []object {
+	t.Helper()
+	values := map[string]any{"image": map[string]any{"repository": "registry.example/reaper-install"}, "options": options}
+	objects, err := tryRender(t, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+func tryRender(t *testing.T, values map[string]any) ([]object, error) {
 	t.Helper()
 	c, err := loader.Load(filepath.Join(contrib, "helm/reaper"))
 	if err != nil {
@@ -169,7 +179,7 @@ func render(t *testing.T, values map[string]any) []object {
 	}
 	files, err := engine.Render(c, all)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	var objects []object
 	for name, text := range files {
@@ -177,7 +187,7 @@ func render(t *testing.T, values map[string]any) []object {
 			objects = append(objects, decode(t, []byte(text))...)
 		}
 	}
-	return objects
+	return objects, nil
 }
 
 func TestHelm(t *testing.T) {
@@ -198,11 +208,15 @@ func TestHelm(t *testing.T) {
 	}
 }
 
+func TestHelmWithoutImage(t *testing.T) {
+	if _, err := tryRender(t, nil); err == nil || !strings.Contains(err.Error(), "image.repository") {
+		t.Errorf("%v, want an error that names the value", err)
+	}
+}
+
 // TestHelmOptions: the handler's options arrive as TOML, also values that would break out of a string.
 func TestHelmOptions(t *testing.T) {
-	config := only[*corev1.ConfigMap](t, render(t, map[string]any{
-		"options": map[string]any{"mode": "observe", "SystemdCgroup": true, "grace": "3s\" # '"},
-	}))
+	config := only[*corev1.ConfigMap](t, render(t, map[string]any{"mode": "observe", "SystemdCgroup": true, "grace": "3s\" # '"}))
 	var got map[string]any
 	if err := toml.Unmarshal([]byte(config.Data["options.toml"]), &got); err != nil {
 		t.Fatalf("%v in\n%s", err, config.Data["options.toml"])
