@@ -299,10 +299,17 @@ bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data
 # ---- packages ------------------------------------------------------------------------------------------------------
 
 # Nothing of the machine and of the time goes into what is built, so that anybody can build it again byte for byte.
-VERSION   ?= $(or $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)),0.0.0-$(shell git rev-list --count HEAD)-$(shell git describe --always --dirty))
+# Without a tag: a number that grows.
+ifndef VERSION
+VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
+VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+endif
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+endif
 DIST      ?= $(CURDIR)/dist
 RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+build-release release deb rpm: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
 SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install
 
 # $(1) file in bin/tools, $(2) package
@@ -320,15 +327,16 @@ build-release:
 	@rm -rf $(DIST)/build
 	@GOARCH=amd64 $(MAKE) --no-print-directory build BIN=$(DIST)/build GOFLAGS_BUILD='-trimpath -buildvcs=false' \
 		LDFLAGS='-s -w -buildid= -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' INIT_DEFINES='-DVERSION=\"$(VERSION)\"'
+	@cp -r contrib README.md CHANGELOG.md LICENSE docs/installing.md $(DIST)/build/
+	@chmod -R u=rwX,go=rX $(DIST)/build && find $(DIST)/build -exec touch -d @$$SOURCE_DATE_EPOCH {} +
 
 .PHONY: release
 release: build-release $(TOOLS)/cyclonedx-gomod ## dist/: an archive for amd64, the same bytes each time, with checksums and bills of materials.
-	@set -e; dir=$(DIST)/$(RELEASE); rm -rf $$dir; mkdir -p $$dir/bin $$dir/docs; \
+	@set -e; dir=$(DIST)/$(RELEASE); rm -rf $$dir; install -d -m 755 $$dir $$dir/bin $$dir/docs; \
 	for p in $(SHIPPED) reaper-init; do install -m 755 $(DIST)/build/$$p $$dir/bin/; done; \
 	for p in $(SHIPPED); do $(TOOLS)/cyclonedx-gomod bin -json -noserial -notimestamp -version v$(VERSION) \
 		-output $(DIST)/$$p-$(VERSION).cdx.json $(DIST)/build/$$p; done; \
-	cp -r contrib $$dir/; cp docs/installing.md $$dir/docs/; cp README.md CHANGELOG.md LICENSE $$dir/; \
-	chmod -R u=rwX,go=rX $$dir; \
+	cd $(DIST)/build; cp -pr contrib README.md CHANGELOG.md LICENSE $$dir/; cp -p installing.md $$dir/docs/; \
 	tar -C $(DIST) --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --format=gnu -cf - $(RELEASE) | \
 		gzip -9n > $(DIST)/$(RELEASE).tar.gz; \
 	rm -rf $$dir; \
