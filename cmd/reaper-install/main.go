@@ -101,7 +101,7 @@ func run(args []string) error {
 		}
 	}
 	if action == "retire" {
-		return retire(ctx, api, *daemonSet)
+		return retire(ctx, api, *daemonSet, retryEvery)
 	}
 	if *optionsFile != "" {
 		text, err := os.ReadFile(*optionsFile)
@@ -135,7 +135,7 @@ func run(args []string) error {
 	}
 	switch {
 	case api != nil:
-		return runOnNode(ctx, &in, api, *node, action)
+		return runOnNode(ctx, &in, api, *node, action, retryEvery)
 	case action == "uninstall":
 		return in.Uninstall(ctx)
 	}

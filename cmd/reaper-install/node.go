@@ -22,9 +22,15 @@ const (
 	retryEvery = 10 * time.Second
 )
 
+// installer is what runOnNode needs of install.Installer.
+type installer interface {
+	Install(context.Context) error
+	Uninstall(context.Context) error
+}
+
 // runOnNode installs or uninstalls and keeps the node's label true to it. It returns when it is told to end, since a
 // DaemonSet's pod that exits is started again.
-func runOnNode(ctx context.Context, in *install.Installer, api *kube.Client, node, action string) error {
+func runOnNode(ctx context.Context, in installer, api *kube.Client, node, action string, every time.Duration) error {
 	label := func(value string) error { return api.LabelNode(ctx, node, nodeLabel, &value) }
 	if action == "install" {
 		if err := in.Install(ctx); err != nil {
@@ -39,7 +45,7 @@ func runOnNode(ctx context.Context, in *install.Installer, api *kube.Client, nod
 		if err := label("false"); err != nil {
 			return err
 		}
-		if err := uninstallWhenUnused(ctx, in); err != nil {
+		if err := uninstallWhenUnused(ctx, in, every); err != nil {
 			return err
 		}
 		if err := api.LabelNode(ctx, node, nodeLabel, nil); err != nil {
@@ -51,7 +57,7 @@ func runOnNode(ctx context.Context, in *install.Installer, api *kube.Client, nod
 	return nil
 }
 
-func uninstallWhenUnused(ctx context.Context, in *install.Installer) error {
+func uninstallWhenUnused(ctx context.Context, in installer, every time.Duration) error {
 	said := ""
 	for {
 		err := in.Uninstall(ctx)
@@ -62,14 +68,14 @@ func uninstallWhenUnused(ctx context.Context, in *install.Installer) error {
 			said = err.Error()
 			fmt.Println(said)
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, every); err != nil {
 			return err
 		}
 	}
 }
 
 // retire has a DaemonSet uninstall, and returns when no node has the label any more.
-func retire(ctx context.Context, api *kube.Client, daemonSet string) error {
+func retire(ctx context.Context, api *kube.Client, daemonSet string, every time.Duration) error {
 	namespace, name, ok := strings.Cut(daemonSet, "/")
 	if !ok || namespace == "" || name == "" {
 		return fmt.Errorf("-daemonset %q: want namespace/name: %w", daemonSet, errUsage)
@@ -91,17 +97,17 @@ func retire(ctx context.Context, api *kube.Client, daemonSet string) error {
 			last = nodes
 			fmt.Println("waiting for nodes, on which pods of the runtime may be running:", strings.Join(nodes, " "))
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, every); err != nil {
 			return err
 		}
 	}
 }
 
-func pause(ctx context.Context) error {
+func pause(ctx context.Context, every time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("ended while waiting: %w", context.Cause(ctx))
-	case <-time.After(retryEvery):
+	case <-time.After(every):
 		return nil
 	}
 }
