@@ -2,7 +2,6 @@ package installer
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +37,6 @@ type node struct {
 	exited   chan struct{}
 	restarts int // guarded by mu
 	refuse   int // so many restarts fail; guarded by mu
-	log      bytes.Buffer
 }
 
 // newNode makes a node with this containerd of bin/tools. An empty config stands for no configuration file.
@@ -139,7 +137,7 @@ func (n *node) serveRestarts() {
 			if err == nil {
 				_, _ = f.WriteString(answer + "\n")
 				// The answer is lost when nobody has the FIFO open.
-				testutil.Poll(time.Second, func() (bool, string) { return !n.exists("/reply." + lines.Text()), "" })
+				_ = testutil.Poll(time.Second, func() (bool, string) { return !n.exists("/reply." + lines.Text()), "" })
 				f.Close()
 			}
 		}
