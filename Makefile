@@ -75,8 +75,8 @@ reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
 # libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
 # python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
-# strace, gdb: other tracers of PID 1.
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
+# strace, gdb: other tracers of PID 1; crun: the other OCI runtime.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb crun
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -123,6 +123,22 @@ $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags sec
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
 $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
 $(eval $(call tool,gotestsum,gotest.tools/gotestsum,.,CGO_ENABLED=0,))
+
+# Tests of others, as programs.
+# $(1) file in bin/tools, $(2) module, $(3) package in it, $(4) flags; $(version) in them is the module's
+define testbinary
+$(TOOLS)/$(1): integration/tools/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$(1)"
+	@cd integration/tools && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && \
+		CGO_ENABLED=0 $(GO) test -c -trimpath -mod=readonly -buildvcs=false $(4) -o $$@ $(3)
+endef
+
+# runc with failures of some tests' choice.
+$(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/failpoint/cmd/runc-fp,CGO_ENABLED=0,))
+$(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
+$(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
 
 # Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
 # $(1) version, $(2) module
@@ -183,6 +199,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
+	@$(MAKE) --no-print-directory test-crun
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -221,6 +238,12 @@ test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against
 CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
 OLDEST     := containerd-debian
 
+CRUN_TESTS ?= ^Test(OCIRuntime|Zombies|Modes|ParityLifecycle|ParityExits|ParityManyExecs|OrphanEvents|HostPIDOrphans|InitMode|InitModeExits)$$
+
+.PHONY: test-crun
+test-crun: tools testprogs build ## The core integration tests with crun in place of runc (as root; RUN=).
+	REAPER_TEST_OCI_RUNTIME=crun $(GOTESTSUM) --packages=./integration -- -count=1 -timeout $(TIMEOUT) -run '$(or $(RUN),$(CRUN_TESTS))'
+
 .PHONY: test-oldest
 test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).
 	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GOTESTSUM) --packages=./integration -- -count=1 \
@@ -229,6 +252,23 @@ test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration te
 .PHONY: test-matrix
 test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).
 	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
+
+# containernetworking-plugins, iptables: the pods' network; util-linux: ipcmk.
+CRITEST_PACKAGES         := containernetworking-plugins iptables util-linux
+# criu, lsof, xfsprogs: tests that skip or fail without.
+CONTAINERD_TEST_PACKAGES := criu lsof xfsprogs
+
+.PHONY: critest
+critest: ## CRI conformance with our runtime beside runc.v2: docs/cri-conformance.md (FOCUS=, MODE=assist; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES)'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest testprogs build
+	$(GO) run ./integration/critest $(if $(FOCUS),-focus '$(FOCUS)') $(if $(MODE),-mode '$(MODE)')
+
+.PHONY: test-containerd
+test-containerd: ## containerd's own client tests with our runtime beside runc.v2: docs/containerd-tests.md (FOCUS=; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CONTAINERD_TEST_PACKAGES)'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/containerd-client.test testprogs build
+	$(GO) run ./integration/containerdtests $(if $(FOCUS),-focus '$(FOCUS)')
 
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
