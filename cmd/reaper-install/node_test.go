@@ -53,8 +53,8 @@ func (h *history) Uninstall(context.Context) error {
 func (h *history) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	answer := "{}"
-	switch {
-	case r.Method == http.MethodGet:
+	switch r.Method {
+	case http.MethodGet:
 		answer = h.nodes[0]
 		if len(h.nodes) > 1 {
 			h.nodes = h.nodes[1:]
