@@ -130,13 +130,12 @@ func TestInitModeIsReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"/proc/1/exe", "/dev/.reaper/init", "/dev/.reaper/report/x"} {
-		if r := exec(t, c, "/bin/sh", "-c", `echo x > "$1"`, "sh", file); r.Code == 0 {
-			t.Errorf("%s can be written", file)
+	for _, try := range []string{
+		"echo x >/proc/1/exe", "echo x >/dev/.reaper/init", "echo x >/dev/.reaper/report/x", "rm -f /dev/.reaper/init", "rmdir /dev/.reaper/report",
+	} {
+		if r, err := c.Exec(t.Context(), "/bin/sh", "-c", try); err != nil || r.Code == 0 {
+			t.Errorf("%s: exit code %d, %v", try, r.Code, err)
 		}
-	}
-	if r := exec(t, c, "/bin/sh", "-c", "rm -f /dev/.reaper/init || rmdir /dev/.reaper/report"); r.Code == 0 {
-		t.Error("its files can be removed")
 	}
 	if after, err := os.ReadFile(name); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("%s has changed (%v)", name, err)
