@@ -140,15 +140,18 @@ $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/fai
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
 
-# Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
+# Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
+# started by older ones. Each is pinned in a module of its own.
 # $(1) version, $(2) module
 define daemon
 $(TOOLS)/containerd-$(1): integration/tools/containerd-$(1)/go.mod
 	@mkdir -p $(TOOLS)
 	@echo "build tools/containerd-$(1)"
 	@cd integration/tools/containerd-$(1) && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
-		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly \
-		-buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" -o $$@ ./cmd/containerd
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && export CGO_ENABLED=0 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false -o $(TOOLS)/shims/$$(notdir $$@)/ ./cmd/containerd-shim-runc-v2 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" \
+		-o $$@ ./cmd/containerd
 DAEMON_FILES += $(TOOLS)/containerd-$(1)
 endef
 
@@ -162,7 +165,8 @@ $(TOOLS)/containerd-debian:
 	@echo "unpack tools/containerd-debian"
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
 		apt-get download -q containerd >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q containerd; }; \
-		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
+		dpkg-deb -x containerd_*.deb . && install -D -m 755 -t $(TOOLS)/shims/$(notdir $@) usr/bin/containerd-shim-runc-v2 && \
+		install -m 755 usr/bin/containerd $@
 DAEMON_FILES += $(TOOLS)/containerd-debian
 
 .PHONY: daemons
