@@ -204,6 +204,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-crun
+	@$(MAKE) --no-print-directory test-oldest
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
