@@ -58,7 +58,7 @@ INIT_LDFLAGS   := -nostdlib -static -s -Wl,-z,noexecstack -Wl,-z,noseparate-code
 $(BIN)/reaper-init: $(INIT_DEPS)
 	@mkdir -p $(BIN)
 	@echo "build reaper-init"
-	@$(CC) $(INIT_CFLAGS) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
+	@$(CC) $(INIT_CFLAGS) $(INIT_DEFINES) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
 
 $(BIN)/reaper-init-arm64: $(INIT_DEPS)
 	@mkdir -p $(BIN)
@@ -75,8 +75,8 @@ reaper-init-arm64: $(BIN)/reaper-init-arm64 ## Cross-compile reaper-init for arm
 # busybox-static: the file system of the test containers; procps (ps): nerdctl top; util-linux (nsenter): the harness;
 # libc6-dev brings the kernel's headers, for reaper-init; bash, coreutils and mount are in its tests too.
 # python3, perl, bash, dash: PID 1 in TestRealPrograms (node and java too, where the machine has them); systemd: in TestSystemd;
-# strace, gdb: other tracers of PID 1.
-APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb
+# strace, gdb: other tracers of PID 1; crun: the other OCI runtime.
+APT_PACKAGES ?= gcc libc6-dev libseccomp-dev pkg-config busybox-static procps util-linux python3 perl bash dash systemd strace gdb crun
 
 .PHONY: deps
 deps: ## Install missing Debian packages (as root).
@@ -124,15 +124,34 @@ $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_EN
 $(eval $(call tool,crictl,sigs.k8s.io/cri-tools,./cmd/crictl,CGO_ENABLED=0,))
 $(eval $(call tool,gotestsum,gotest.tools/gotestsum,.,CGO_ENABLED=0,))
 
-# Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
+# Tests of others, as programs.
+# $(1) file in bin/tools, $(2) module, $(3) package in it, $(4) flags; $(version) in them is the module's
+define testbinary
+$(TOOLS)/$(1): integration/tools/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$(1)"
+	@cd integration/tools && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && \
+		CGO_ENABLED=0 $(GO) test -c -trimpath -mod=readonly -buildvcs=false $(4) -o $$@ $(3)
+endef
+
+# runc with failures of some tests' choice.
+$(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/failpoint/cmd/runc-fp,CGO_ENABLED=0,))
+$(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
+$(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
+
+# Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
+# started by older ones. Each is pinned in a module of its own.
 # $(1) version, $(2) module
 define daemon
 $(TOOLS)/containerd-$(1): integration/tools/containerd-$(1)/go.mod
 	@mkdir -p $(TOOLS)
 	@echo "build tools/containerd-$(1)"
 	@cd integration/tools/containerd-$(1) && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
-		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly \
-		-buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" -o $$@ ./cmd/containerd
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && export CGO_ENABLED=0 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false -o $(TOOLS)/shims/$$(notdir $$@)/ ./cmd/containerd-shim-runc-v2 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" \
+		-o $$@ ./cmd/containerd
 DAEMON_FILES += $(TOOLS)/containerd-$(1)
 endef
 
@@ -146,7 +165,8 @@ $(TOOLS)/containerd-debian:
 	@echo "unpack tools/containerd-debian"
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
 		apt-get download -q containerd >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q containerd; }; \
-		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
+		dpkg-deb -x containerd_*.deb . && install -D -m 755 -t $(TOOLS)/shims/$(notdir $@) usr/bin/containerd-shim-runc-v2 && \
+		install -m 755 usr/bin/containerd $@
 DAEMON_FILES += $(TOOLS)/containerd-debian
 
 # Debian's promtool, out of its package, which is not installed: that would start a Prometheus.
@@ -191,6 +211,8 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
+	@$(MAKE) --no-print-directory test-crun
+	@$(MAKE) --no-print-directory test-oldest
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -229,6 +251,12 @@ test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against
 CORE_TESTS ?= ^Test(Ctr|Crictl|CRIZombies|DaemonRestart|DaemonUpgrade|ShimUpgrade|ShimKilled|Grouping|HostPIDOrphans|Parity.*|OrphanEvents|Zombies|Modes)$$
 OLDEST     := containerd-debian
 
+CRUN_TESTS ?= ^Test(OCIRuntime|Zombies|Modes|ParityLifecycle|ParityExits|ParityManyExecs|OrphanEvents|HostPIDOrphans|InitMode|InitModeExits)$$
+
+.PHONY: test-crun
+test-crun: tools testprogs build ## The core integration tests with crun in place of runc (as root; RUN=).
+	REAPER_TEST_OCI_RUNTIME=crun $(GOTESTSUM) --packages=./integration -- -count=1 -timeout $(TIMEOUT) -run '$(or $(RUN),$(CRUN_TESTS))'
+
 .PHONY: test-oldest
 test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration tests with the oldest containerd, Debian's 1.6 (as root).
 	REAPER_TEST_CONTAINERD=$(OLDEST) REAPER_TEST_UPGRADE_FROM=$(OLDEST) $(GOTESTSUM) --packages=./integration -- -count=1 \
@@ -238,24 +266,41 @@ test-oldest: tools testprogs build $(TOOLS)/$(OLDEST) ## The core integration te
 test-matrix: tools daemons testprogs build ## The core integration tests with each version of containerd: docs/containerd.md (as root).
 	$(GO) run ./integration/matrix -run '$(CORE_TESTS)' $(notdir $(DAEMON_FILES)) containerd
 
+# containernetworking-plugins, iptables: the pods' network; util-linux: ipcmk.
+CRITEST_PACKAGES         := containernetworking-plugins iptables util-linux
+# criu, lsof, xfsprogs: tests that skip or fail without.
+CONTAINERD_TEST_PACKAGES := criu lsof xfsprogs
+
+.PHONY: critest
+critest: ## CRI conformance with our runtime beside runc.v2: docs/cri-conformance.md (FOCUS=, MODE=assist; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES)'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest testprogs build
+	$(GO) run ./integration/critest $(if $(FOCUS),-focus '$(FOCUS)') $(if $(MODE),-mode '$(MODE)')
+
+.PHONY: test-containerd
+test-containerd: ## containerd's own client tests with our runtime beside runc.v2: docs/containerd-tests.md (FOCUS=; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CONTAINERD_TEST_PACKAGES)'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/containerd-client.test testprogs build
+	$(GO) run ./integration/containerdtests $(if $(FOCUS),-focus '$(FOCUS)')
+
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
+
+# Test32Bit: the kernel at hand may run no 32-bit programs, Debian's does.
+VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestFrozen|TestSwapWindow)$$
 
 .PHONY: test-arm64
 test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1).
 	$(VM) -arch arm64 $(if $(RUN),-run '$(RUN)') $(if $(filter-out ./...,$(PKGS)),-pkgs '$(PKGS)') unit
 
 .PHONY: test-vm
-test-vm: tools testprogs build ## Container integration tests on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
+test-vm: tools testprogs build ## Container integration tests, and those of the tracer, on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
 	$(VM) -arch amd64 -run '$(or $(RUN),$(VM_RUN))' integration
+	$(if $(RUN),,$(VM) -arch amd64 -run '$(VM_UNIT)' -pkgs ./runtime/tracer unit)
 
 .PHONY: soak-lineage
 soak-lineage: tools testprogs build ## Random process trees for DURATION (10m): was any status lost? (SEED=, SOURCE=; as root).
 	REAPER_SOAK=$(DURATION) REAPER_SOAK_SEED=$(SEED) REAPER_SOAK_SOURCE=$(SOURCE) $(GO) test -count=1 -timeout 0 -v -run '^TestLineageSoak$$' ./integration
-
-.PHONY: test-load
-test-load: tools testprogs build ## TestLoad with 20 containers that leak 20 orphans a second each (as root).
-	REAPER_TEST_LOAD=full $(GO) test -count=1 -timeout $(TIMEOUT) -v -run '^TestLoad$$' ./integration
 
 .PHONY: test-storm
 test-storm: tools testprogs build ## 100,000 zombies at once, and a leak at full rate for DURATION (10m), below one PID 1 (as root).
@@ -319,6 +364,64 @@ init-cases: ## The cases of reaper-init, ours and those of tini and dumb-init: d
 bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data/init.json and the table of docs/init.md (as root).
 	@$(MAKE) --no-print-directory deps APT_PACKAGES='gcc libc6-dev tini dumb-init catatonit'
 	CGO_ENABLED=0 $(GO) run ./internal/benchinit -init $(BIN)/reaper-init
+
+# ---- packages ------------------------------------------------------------------------------------------------------
+
+# Nothing of the machine and of the time goes into what is built, so that anybody can build it again byte for byte.
+# Without a tag: a number that grows.
+ifndef VERSION
+VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
+VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+endif
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+endif
+DIST      ?= $(CURDIR)/dist
+RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
+build-release release deb rpm: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
+SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install
+
+# $(1) file in bin/tools, $(2) package
+define packager
+$(TOOLS)/$(1): integration/tools/package/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$(1)"
+	@cd integration/tools/package && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o $$@ $(2)
+endef
+$(eval $(call packager,nfpm,github.com/goreleaser/nfpm/v2/cmd/nfpm))
+$(eval $(call packager,cyclonedx-gomod,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod))
+
+.PHONY: build-release
+build-release:
+	@rm -rf $(DIST)/build
+	@GOARCH=amd64 $(MAKE) --no-print-directory build BIN=$(DIST)/build GOFLAGS_BUILD='-trimpath -buildvcs=false' \
+		LDFLAGS='-s -w -buildid= -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' INIT_DEFINES='-DVERSION=\"$(VERSION)\"'
+	@cp -r contrib README.md CHANGELOG.md LICENSE docs/installing.md $(DIST)/build/
+	@chmod -R u=rwX,go=rX $(DIST)/build && find $(DIST)/build -exec touch -d @$$SOURCE_DATE_EPOCH {} +
+
+.PHONY: release
+release: build-release $(TOOLS)/cyclonedx-gomod ## dist/: an archive for amd64, the same bytes each time, with checksums and bills of materials.
+	@set -e; dir=$(DIST)/$(RELEASE); rm -rf $$dir; install -d -m 755 $$dir $$dir/bin $$dir/docs; \
+	for p in $(SHIPPED) reaper-init; do install -m 755 $(DIST)/build/$$p $$dir/bin/; done; \
+	for p in $(SHIPPED); do $(TOOLS)/cyclonedx-gomod bin -json -noserial -notimestamp -version v$(VERSION) \
+		-output $(DIST)/$$p-$(VERSION).cdx.json $(DIST)/build/$$p; done; \
+	cd $(DIST)/build; cp -pr contrib README.md CHANGELOG.md LICENSE $$dir/; cp -p installing.md $$dir/docs/; \
+	tar -C $(DIST) --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --format=gnu -cf - $(RELEASE) | \
+		gzip -9n > $(DIST)/$(RELEASE).tar.gz; \
+	rm -rf $$dir; \
+	cd $(DIST) && sha256sum $(RELEASE).tar.gz *-$(VERSION).cdx.json > SHA256SUMS && cat SHA256SUMS
+
+.PHONY: deb rpm
+deb rpm: build-release $(TOOLS)/nfpm ## A package for amd64 in dist/.
+	@VERSION=$(VERSION) BUILD=$(DIST)/build $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $@ -t $(DIST)/
+
+.PHONY: test-packages
+test-packages: ## Are packages and archives the same each time, and do they install?
+	$(GO) test -tags packages -count=1 -timeout 20m -v ./integration/packages
+
+.PHONY: test-manifests
+test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the types of Kubernetes' API.
+	cd integration/manifests && $(GO) vet . && $(GO) test -count=1 .
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).

@@ -298,17 +298,29 @@ func TestCRIZombies(t *testing.T) {
 }
 
 type podOptions struct {
-	args        []string
+	args        []string // of its first container; there is none without
 	annotations map[string]string
+	// namespaces are the namespace_options of the pod and its containers, as CRI numbers them. Without any the pod is in the host's
+	// network, so that it needs no CNI plugin, and each container is PID 1: the sandbox would otherwise be, and it reaps.
+	namespaces map[string]any
 }
 
-// pod is a pod of one container, in the host's network so that it needs no CNI plugin.
+// CRI's namespace modes.
+const (
+	podNamespace       = 0
+	containerNamespace = 1
+	nodeNamespace      = 2
+)
+
+// pod is a pod and its first container.
 type pod struct {
 	pod, container string
 	crictl         func(args ...string) (string, int)
 	crictl2        func(args ...string) (stdout, stderr string, code int)
-	// add starts one more container in the pod and returns its ID.
+	// add starts one more container like the first in the pod and returns its ID.
 	add func(name string) string
+	// start starts one more container, or the next attempt of one, as the kubelet does.
+	start func(name string, args []string) string
 }
 
 func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) pod {
@@ -333,8 +345,10 @@ func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) 
 			return command2(t, d, "crictl", append(slices.Clip(global), args...)...)
 		},
 	}
-	// NODE for the network, CONTAINER for processes: the sandbox would otherwise be PID 1, and it reaps.
-	namespaces := map[string]any{"namespace_options": map[string]any{"network": 2, "pid": 1}}
+	namespaces := map[string]any{"namespace_options": opts.namespaces}
+	if opts.namespaces == nil {
+		namespaces["namespace_options"] = map[string]any{"network": nodeNamespace, "pid": containerNamespace}
+	}
 	name := strings.ToLower(digits.FindString(fmt.Sprint(time.Now().UnixNano())))
 	logs := filepath.Join(d.Dir, "logs", name)
 	if err := os.MkdirAll(logs, 0o700); err != nil {
@@ -364,19 +378,27 @@ func startPod(t *testing.T, d *harness.Daemon, runtime string, opts podOptions) 
 			t.Errorf("crictl rmp: exit code %d: %s", code, out)
 		}
 	})
-	p.add = func(name string) string {
+	attempts := map[string]int{}
+	p.start = func(name string, args []string) string {
 		t.Helper()
 		id := must("create", "--no-pull", p.pod, writeJSON(t, map[string]any{
-			"metadata": map[string]any{"name": name},
+			"metadata": map[string]any{"name": name, "attempt": attempts[name]},
 			"image":    map[string]any{"image": harness.TestImage},
-			"command":  opts.args,
+			"command":  args,
 			"log_path": name + ".log",
 			"linux":    map[string]any{"resources": map[string]any{}, "security_context": namespaces},
 		}), podFile)
+		attempts[name]++
 		must("start", id)
 		return id
 	}
-	p.container = p.add("main")
+	p.add = func(name string) string {
+		t.Helper()
+		return p.start(name, opts.args)
+	}
+	if opts.args != nil {
+		p.container = p.add("main")
+	}
 	return p
 }
 

@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -19,14 +18,12 @@ func TestLoad(t *testing.T) {
 		t.Skip("takes a minute and a half")
 	}
 	const (
-		seconds = 30
-		every   = 500 * time.Millisecond
-		maxAge  = grace + 2*time.Second
+		containers = 20
+		rate       = 20
+		seconds    = 30
+		every      = 500 * time.Millisecond
+		maxAge     = grace + 2*time.Second
 	)
-	containers, rate := 10, 5
-	if os.Getenv("REAPER_TEST_LOAD") == "full" {
-		containers, rate = 20, 20
-	}
 	worst := map[bool]int64{} // resident memory by ours
 	bothRuntimes(t, func(t *testing.T, d *harness.Daemon, runtime string, ours bool) {
 		var cs []*harness.Container

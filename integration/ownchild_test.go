@@ -2,14 +2,18 @@ package integration
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
-// TestOwnChildren has a PID 1 that forks children which end at once, is busy for ten seconds, and then asks for the status
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// TestOwnChildren has a PID 1 that forks children which end at once, is busy for ten seconds (and longer where deadlines are), and then asks for the status
 // of each. All that time orphans keep the tracer at work below it. Whoever reaped one of the children would be found out.
 func TestOwnChildren(t *testing.T) {
 	d := daemon(t)
@@ -17,14 +21,14 @@ func TestOwnChildren(t *testing.T) {
 	events := subscribe(t, d)
 	const children = 20
 	c := run(t, d, harness.Spec{
-		Runtime: runtime, Args: []string{"/bin/latewaiter", "-n", "20", "-d", "10000"},
+		Runtime: runtime, Args: []string{"/bin/latewaiter", "-n", "20", "-d", milliseconds(testutil.Slow(10 * time.Second))},
 		Annotations: map[string]string{"io.containerd.reaper.grace": "100ms"},
 	})
 	exec(t, c, "/bin/leak", "-n", "80", "-r", "10")
 	if zs := zombies(t, c); len(zs) < children {
 		t.Fatalf("%s, want at least PID 1's own %d: the orphans were not made while it was busy", describe(zs), children)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testutil.Slow(30*time.Second))
 	defer cancel()
 	status, err := c.Wait(ctx)
 	if err != nil {
@@ -46,10 +50,10 @@ func TestOwnChildrenOnly(t *testing.T) {
 	runtime := reaper(t)
 	events := subscribe(t, d)
 	c := run(t, d, harness.Spec{
-		Runtime: runtime, Args: []string{"/bin/latewaiter", "-n", "10", "-d", "5000"},
+		Runtime: runtime, Args: []string{"/bin/latewaiter", "-n", "10", "-d", milliseconds(testutil.Slow(5 * time.Second))},
 		Annotations: map[string]string{"io.containerd.reaper.grace": "100ms"},
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testutil.Slow(30*time.Second))
 	defer cancel()
 	status, err := c.Wait(ctx)
 	if err != nil {

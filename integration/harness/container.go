@@ -97,11 +97,18 @@ func (d *Daemon) Create(ctx context.Context, spec Spec) (_ *Container, err error
 	if spec.Terminal {
 		opts = append(opts, oci.WithTTY)
 	}
+	runtimeOptions, err := withOCIRuntime(spec.Runtime, spec.Options)
+	if err != nil {
+		return nil, err
+	}
+	if os.Getenv(OCIRuntimeEnv) != "" {
+		opts = append(opts, withSpecVersion)
+	}
 	container, err := d.Client.NewContainer(ctx, id,
 		client.WithImage(image),
 		client.WithSnapshotter(d.Snapshotter),
 		client.WithNewSnapshot(id, image),
-		client.WithRuntime(spec.Runtime, spec.Options),
+		client.WithRuntime(spec.Runtime, runtimeOptions),
 		client.WithContainerLabels(spec.Labels),
 		client.WithNewSpec(append(opts, spec.Extra...)...),
 	)
@@ -267,8 +274,11 @@ func waitIO(streams cio.IO) {
 func (c *Container) Zombies() ([]Zombie, error) { return Zombies(c.PID) }
 
 // Shim returns the shim of the container: the parent of init, which runc leaves to it.
-func (c *Container) Shim() (Process, error) {
-	s, err := procStat(c.PID)
+func (c *Container) Shim() (Process, error) { return ShimOf(c.PID) }
+
+// ShimOf returns the shim that is the parent of a container's init.
+func ShimOf(init int) (Process, error) {
+	s, err := procStat(init)
 	if err != nil {
 		return Process{}, err
 	}
@@ -277,7 +287,7 @@ func (c *Container) Shim() (Process, error) {
 		return Process{}, err
 	}
 	if !strings.HasPrefix(shim.Comm, "containerd-shim") {
-		return Process{}, fmt.Errorf("parent of pid %d is %q, no shim", c.PID, shim.Comm)
+		return Process{}, fmt.Errorf("parent of pid %d is %q, no shim", init, shim.Comm)
 	}
 	return Process{PID: int(s.PPID), StartTime: shim.StartTime}, nil
 }

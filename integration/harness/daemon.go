@@ -57,6 +57,11 @@ type Options struct {
 	Debug bool
 	// Containerd is the daemon's file name in bin/tools; "" stands for what ContainerdEnv names.
 	Containerd string
+	// Registry is the URL of the registry that images of all names are pulled from (CRI of containerd 2.0 and later); "" stands
+	// for the names' own.
+	Registry string
+	// Network is what pods get that have a network namespace of their own.
+	Network Network
 	// Bin is the directory with the programs of this repository; "" stands for its bin.
 	Bin string
 }
@@ -113,13 +118,20 @@ state = '{{.Dir}}/state'
   snapshotter = '{{.Snapshotter}}'
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = '{{.Pause}}'
+{{- if .Registry}}
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = '{{.Dir}}/hosts'
+{{- end}}
 
 [plugins.'io.containerd.cri.v1.runtime']
   enable_selinux = false
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['{{.Dir}}/cni/bin']
+    bin_dirs = ['{{.Dir}}/cni/bin'{{if eq .Network "bridge"}}, '/usr/lib/cni', '/opt/cni/bin'{{end}}]
     conf_dir = '{{.Dir}}/cni/net.d'
+{{- if .Network}}
+    use_internal_loopback = true
+{{- end}}
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
@@ -246,7 +258,14 @@ func (d *Daemon) writeConfig(ctx context.Context) error {
 	if err := tmpl.Execute(&config, map[string]any{
 		"Dir": d.Dir, "Snapshotter": d.Snapshotter, "Pause": PauseImage,
 		"ReaperOptions": d.opts.ReaperOptions, "Debug": d.opts.Debug,
+		"Registry": d.opts.Registry, "Network": string(d.opts.Network),
 	}); err != nil {
+		return err
+	}
+	if err := d.writeRegistry(); err != nil {
+		return err
+	}
+	if err := d.writeNetwork(); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(d.Dir, "config.toml"), config.Bytes(), 0o600)
@@ -314,7 +333,11 @@ func (d *Daemon) startProcess() error {
 	args := []string{d.containerd(), "--config", filepath.Join(d.Dir, "config.toml")}
 	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if d.mountNS == nil {
-		args = append([]string{"/bin/sh", "-c", `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`, "sh"}, args...)
+		script := `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`
+		if os.Getenv(OCIRuntimeEnv) != "" {
+			script = hideUnified + script
+		}
+		args = append([]string{"/bin/sh", "-c", script, "sh"}, args...)
 		attr.Unshareflags = syscall.CLONE_NEWNS // os/exec makes all mounts private with it
 	} else {
 		args = append([]string{"nsenter", "--mount=/proc/self/fd/3", "--"}, args...)
@@ -428,7 +451,7 @@ func (d *Daemon) PID() int { return d.pid }
 func (d *Daemon) Log() string { return d.log.tail(-1) }
 
 // Env returns the environment of the daemon and of programs that talk to it: the programs of this repository come first
-// on PATH, and EnvMark is set.
+// on PATH, then the shims that belong to the daemon's version, and EnvMark is set.
 func (d *Daemon) Env() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -445,8 +468,9 @@ func (d *Daemon) Env() []string {
 	if d.opts.Bin != "" {
 		ours = d.opts.Bin
 	}
+	tools := filepath.Join(bin, "tools")
 	return append(env,
-		"PATH="+strings.Join([]string{ours, filepath.Join(bin, "tools"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
+		"PATH="+strings.Join([]string{ours, filepath.Join(tools, "shims", d.opts.Containerd), tools, os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
 		EnvMark+"="+d.Dir)
 }
 

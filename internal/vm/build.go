@@ -109,11 +109,15 @@ func (b *builder) victims(ctx context.Context, dir string) error {
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".c")
+		flags := []string{"-static", "-O1", "-pthread"}
 		if strings.HasSuffix(name, "32") {
-			continue // of another architecture by purpose
+			if b.arch != "amd64" {
+				continue
+			}
+			flags = []string{"-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector", "-O1"}
 		}
 		out := filepath.Join(b.path(guestVictims), name)
-		if _, err := output(ctx, dir, nil, b.m.gcc, "-static", "-O1", "-pthread", "-o", out, file); err != nil {
+		if _, err := output(ctx, dir, nil, b.m.gcc, append(flags, "-o", out, file)...); err != nil {
 			return fmt.Errorf("%w (make deps-vm installs the compiler)", err)
 		}
 	}

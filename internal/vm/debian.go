@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -30,7 +31,18 @@ func (c *config) packages(ctx context.Context, dir string, others ...string) (*d
 	if err := d.find(); err == nil {
 		return d, nil
 	}
-	apt, err := c.aptRoot(dir)
+	archives := []string{c.mirror + "/debian " + c.release, c.mirror + "/debian-security " + c.release + "-security"}
+	if c.mirror == "" {
+		// What apt knows of its own sources, whether it has fetched their lists or not.
+		targets, err := output(ctx, dir, []string{"LC_ALL=C"}, "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages")
+		if err != nil {
+			return nil, err
+		}
+		if archives = debianArchives(targets, c.release); len(archives) == 0 {
+			return nil, fmt.Errorf("apt has no archive of Debian %s: name one with -mirror", c.release)
+		}
+	}
+	apt, err := c.aptRoot(dir, archives)
 	if err != nil {
 		return nil, err
 	}
@@ -106,17 +118,34 @@ func (d *debian) find() error {
 	return nil
 }
 
-func (c *config) aptRoot(dir string) (conf string, err error) {
+// debianArchives finds the archives of a release and of its security updates among lines "URI suite".
+func debianArchives(targets, release string) []string {
+	var out []string
+	for line := range strings.Lines(targets) {
+		uri, suite, _ := strings.Cut(strings.TrimSpace(line), " ")
+		path := strings.TrimSuffix(uri, "/")
+		if suite == release && strings.HasSuffix(path, "/debian") || suite == release+"-security" && strings.HasSuffix(path, "/debian-security") {
+			out = append(out, uri+" "+suite)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (c *config) aptRoot(dir string, archives []string) (conf string, err error) {
 	for _, sub := range []string{"apt/lists/partial", "apt/cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return "", err
 		}
 	}
 	const key = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
+	sources := ""
+	for _, a := range archives {
+		sources += "deb " + key + a + " main\n"
+	}
 	files := map[string]string{
-		"status": "",
-		"sources": "deb " + key + c.mirror + "/debian " + c.release + " main\n" +
-			"deb " + key + c.mirror + "/debian-security " + c.release + "-security main\n",
+		"status":  "",
+		"sources": sources,
 		"conf": fmt.Sprintf(`Dir::State "%[1]s";
 Dir::State::status "%[1]s/status";
 Dir::State::lists "%[1]s/lists";

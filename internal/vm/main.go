@@ -41,7 +41,7 @@ func main() {
 	var c config
 	flag.StringVar(&c.arch, "arch", "arm64", "architecture: arm64 or amd64")
 	flag.StringVar(&c.version, "kernel", "", "version of the package linux-image-ARCH (default: the newest)")
-	flag.StringVar(&c.mirror, "mirror", "http://deb.debian.org", "where Debian's packages are")
+	flag.StringVar(&c.mirror, "mirror", "", "base URI of Debian's archives, below which debian and debian-security are (default: those that apt uses here)")
 	flag.StringVar(&c.release, "release", "bookworm", "Debian release")
 	flag.StringVar(&c.run, "run", "", "only the tests that match")
 	flag.StringVar(&c.pkgs, "pkgs", "./runtime/...", "packages of the suite unit")

@@ -36,6 +36,7 @@ type Stat struct {
 	Session    HostPID // -1 or 0: the process is vanishing, or the session leader is outside this PID namespace
 	NumThreads int     // a zombie leader with living threads has more than 1
 	StartTime  uint64  // clock ticks since boot
+	Processor  int     // CPU that it ran on last
 	ExitCode   int     // wait(2) status; 0 without PTRACE_MODE_READ over the process
 }
 
@@ -47,6 +48,7 @@ const (
 	fieldSession    = 6
 	fieldNumThreads = 20
 	fieldStartTime  = 22
+	fieldProcessor  = 39
 	fieldExitCode   = 52
 )
 
@@ -97,6 +99,8 @@ func ParseStat(data []byte) (Stat, error) {
 			s.NumThreads, err = strconv.Atoi(string(tok))
 		case fieldStartTime:
 			s.StartTime, err = strconv.ParseUint(string(tok), 10, 64)
+		case fieldProcessor:
+			s.Processor, err = strconv.Atoi(string(tok))
 		case fieldExitCode:
 			s.ExitCode, err = strconv.Atoi(string(tok))
 		}

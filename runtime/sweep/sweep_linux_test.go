@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
@@ -658,6 +661,46 @@ func TestReapUnprovenAndOwn(t *testing.T) {
 }
 
 // A9 of the attacks on the design: a PID 1 that collects an adopted orphan by itself is given more time for the next.
+// forgetful is a /proc whose children files leave everybody out while blind, as they may while tasks come and go (proc_tid_children(5)).
+type forgetful struct {
+	fs.FS
+	blind bool
+}
+
+func (f *forgetful) Open(name string) (fs.File, error) {
+	if f.blind && path.Base(name) == "children" {
+		return fstest.MapFS{name: {}}.Open(name)
+	}
+	return f.FS.Open(name)
+}
+
+// C10: absence from one read of a children file proves nothing: the zombie keeps its age, and PID 1 is not taken for one that
+// collects orphans.
+func TestAbsenceFromTheListIsNoEvidence(t *testing.T) {
+	p := startVictim(t)
+	proc := &forgetful{FS: os.DirFS("/proc")}
+	p.proc = procfs.New(proc)
+	r := &recorder{answer: answerAll(tracer.Reaped, "")}
+	s, c := p.sweeper(r, time.Hour)
+	p.do("session", "(sleep 0.05; exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 })
+	first, _ := s.Zombies(10)
+	proc.blind = true
+	for range 3 {
+		c.now = c.now.Add(time.Minute)
+		mustSweep(t, s)
+	}
+	if st := s.Stats(); st.Adopted != 1 || st.Vanished != 0 || st.Grace != time.Hour {
+		t.Errorf("statistics %+v, want one adopted zombie still and nothing learned", st)
+	}
+	proc.blind = false
+	c.now = c.now.Add(time.Hour)
+	mustSweep(t, s)
+	if got := r.asked(); len(first) != 1 || len(got) != 1 || got[0] != first[0].PID {
+		t.Errorf("asked for %v, want %v alone, an hour after it was first seen", got, first)
+	}
+}
+
 func TestLearnedGrace(t *testing.T) {
 	p := startVictim(t)
 	r := &recorder{answer: answerAll(tracer.Vanished, tracer.ReasonVanished)}

@@ -13,8 +13,10 @@ import (
 // killGrace, so that the client never has to kill a worker that is at work.
 const (
 	// stopWait is for a stop that a parked thread makes at once: longer means that it is in uninterruptible sleep
-	// (vfork(2), a hung file system) or gets no CPU time.
+	// (vfork(2), a hung file system) or gets no CPU time. In the latter case it is given maxTurns times that: giving up costs
+	// more CPU time than waiting, of which there is not enough already.
 	stopWait = 50 * time.Millisecond
+	maxTurns = 8
 	// backWait is for a thread that goes once through user mode: longer means that it is frozen. On a busy machine it may
 	// have to wait for its turn, and it is not us who holds it.
 	backWait = 200 * time.Millisecond
@@ -139,8 +141,8 @@ type facts interface {
 	thread() (procfs.Status, error)
 	// syscall returns the system call that the thread is blocked in.
 	syscall() procfs.Syscall
-	// zombie says why zombie i may not be reaped, or "". quick leaves out what cannot change once it was true.
-	zombie(i int, quick bool) Reason
+	// zombie says why zombie i may not be reaped any more, or "".
+	zombie(i int) Reason
 	// gone reports whether zombie i has been released.
 	gone(i int) bool
 }
@@ -149,7 +151,6 @@ type facts interface {
 type plan struct {
 	tid     procfs.HostPID   // 0: nothing is left to be done
 	call    call             // what the thread was parked in
-	level   int              // of PID 1 in NSpid
 	threads int              // of PID 1
 	isInit  bool             // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
 	blocked procfs.SignalSet // by any thread
@@ -294,7 +295,7 @@ func (a *attach) session() error {
 	if err := a.t.interrupt(); err != nil {
 		return fmt.Errorf("interrupt: %w", err)
 	}
-	if err := a.untilEventStop(stopWait); err != nil {
+	if err := a.untilEventStop(); err != nil {
 		return err
 	}
 	if err := a.parked(seen); err != nil {
@@ -342,9 +343,15 @@ func (a *attach) wait(d time.Duration) (stop, error) {
 }
 
 // untilEventStop waits for the event stop that an interrupt asked for. What comes before is passed on or ends the attach.
-func (a *attach) untilEventStop(d time.Duration) error {
-	for {
-		s, err := a.wait(d)
+func (a *attach) untilEventStop() error {
+	for turns := 1; ; {
+		s, err := a.wait(stopWait)
+		if errors.Is(err, errStuck) && turns < maxTurns {
+			if st, ferr := a.f.thread(); ferr == nil && st.State == procfs.StateRunning {
+				turns++
+				continue
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("wait for the event stop: %w", err)
 		}
@@ -483,7 +490,7 @@ func (a *attach) toEntry() error {
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
-			err := a.untilEventStop(stopWait)
+			err := a.untilEventStop()
 			if errors.Is(err, errAtSyscall) {
 				// Only slow. The interrupt is still to come.
 				a.atEntry()
@@ -625,7 +632,7 @@ func (a *attach) batch() error {
 		if last > 0 && began.Sub(a.stopped)+last > a.p.maxStop {
 			break
 		}
-		if why := a.f.zombie(i, false); why != "" {
+		if why := a.f.zombie(i); why != "" {
 			a.refuse(i, why)
 			continue
 		}
@@ -718,7 +725,7 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 	}
 	if a.p.threads > 1 {
 		// Another thread may have reaped it since we looked, and its number may have a new owner.
-		if why := a.f.zombie(i, true); why != "" {
+		if why := a.f.zombie(i); why != "" {
 			a.refuse(i, why)
 			return false, nil
 		}
@@ -1163,7 +1170,7 @@ func (a *attach) toEventStop(sig int) error {
 	if err := a.t.cont(sig); err != nil {
 		return fmt.Errorf("resume to the event stop: %w", err)
 	}
-	return a.untilEventStop(stopWait)
+	return a.untilEventStop()
 }
 
 // scrub takes SIGSTOPs from inside the namespace out of the queue. Without us they would have been dropped when they were
@@ -1195,7 +1202,7 @@ func (a *attach) scrub() error {
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
-			if err := a.untilEventStop(stopWait); err != nil {
+			if err := a.untilEventStop(); err != nil {
 				return err
 			}
 			if err := a.repair(); err != nil {

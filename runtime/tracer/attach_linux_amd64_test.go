@@ -217,7 +217,7 @@ func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *fakeFacts) traced() bool                   { return f.leader }
 func (f *fakeFacts) gone(i int) bool                { return !f.there[i] }
-func (f *fakeFacts) zombie(i int, quick bool) Reason {
+func (f *fakeFacts) zombie(i int) Reason {
 	if l := f.looks[i]; len(l) > 0 {
 		f.looks[i] = l[1:]
 		return l[0]
@@ -426,6 +426,18 @@ func TestAttachSequences(t *testing.T) {
 			name: "does not stop", parked: futex,
 			stops:  []fakeStop{stuck},
 			want:   "seize interrupt the thread did not stop in time",
+			reason: ReasonTimeout, results: []Outcome{Left},
+		},
+		{
+			name: "gets no CPU time", parked: futex, status: &procfs.Status{State: procfs.StateRunning},
+			stops:   []fakeStop{stuck, stuck, event(futex), entry(futex), waited(0)},
+			want:    "seize interrupt " + strings.Repeat("the thread did not stop in time ", 2) + strings.TrimPrefix(toEntry, "seize interrupt ") + reapTwo + "detach 0",
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "never gets CPU time", parked: futex, status: &procfs.Status{State: procfs.StateRunning},
+			stops:  slices.Repeat([]fakeStop{stuck}, maxTurns),
+			want:   "seize interrupt " + strings.Repeat("the thread did not stop in time ", maxTurns-1) + "the thread did not stop in time",
 			reason: ReasonTimeout, results: []Outcome{Left},
 		},
 		{

@@ -254,7 +254,7 @@ func (f *simFacts) sameProcess() error             { return nil }
 func (f *simFacts) traced() bool                   { return false }
 func (f *simFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *simFacts) syscall() procfs.Syscall        { return f.k.seen }
-func (f *simFacts) zombie(int, bool) Reason        { return f.why }
+func (f *simFacts) zombie(int) Reason              { return f.why }
 func (f *simFacts) gone(int) bool                  { return true }
 
 // TestRestarts: on both kinds of kernels the thread goes back to its own call with its own argument 0, however the call is

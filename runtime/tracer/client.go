@@ -204,9 +204,9 @@ type worker struct {
 	in       *bufio.Reader
 	journal  *Journal
 	exited   chan struct{} // closed when the process is gone and what it had left behind is put back
-	said     chan struct{} // closed when lastWords need not be kept any more
 	once     sync.Once
-	retiring bool // guarded by Client.mu
+	words    string // guarded by once
+	retiring bool   // guarded by Client.mu
 }
 
 // startWorker starts the process. Pipes are made by hand: those of exec.Cmd would be closed by Wait, which has to run from
@@ -257,7 +257,6 @@ func (c *Client) startWorker() (*worker, error) {
 		in:      bufio.NewReaderSize(stdoutR, maxLine),
 		journal: journal,
 		exited:  make(chan struct{}),
-		said:    make(chan struct{}),
 	}
 	go func() {
 		// Who reaps it does not matter: in a shim that waits for all its children this is an ECHILD.
@@ -357,16 +356,14 @@ func (w *worker) end() {
 	w.stderr.Close()
 }
 
-// lastWords returns what the worker wrote to its standard error, for the message of an error; the first caller gets it.
+// lastWords returns what the worker wrote to its standard error, for the message of an error.
 func (w *worker) lastWords() string {
-	var out string
 	w.once.Do(func() {
-		defer close(w.said)
 		buf := make([]byte, 2048)
 		_ = w.stderr.SetReadDeadline(time.Now().Add(stderrWait))
 		if n, _ := io.ReadFull(w.stderr, buf); n > 0 {
-			out = fmt.Sprintf(" (it said: %q)", buf[:n])
+			w.words = fmt.Sprintf(" (it said: %q)", buf[:n])
 		}
 	})
-	return out
+	return w.words
 }

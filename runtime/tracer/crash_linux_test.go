@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -33,11 +34,12 @@ const (
 
 // deeds of a hooked worker, once the step has come for the given time.
 const (
-	deedDie  = "die"
-	deedUSR1 = "usr1" // a signal for the thread, then die
-	deedStop = "stop" // a SIGSTOP from outside for the process, then die
-	deedHold = "hold" // go on after a while
-	deedCont = "cont" // a SIGCONT from outside for the process, then go on
+	deedDie    = "die"
+	deedUSR1   = "usr1"   // a signal for the thread, then die
+	deedStop   = "stop"   // a SIGSTOP from outside for the process, then die
+	deedStarve = "starve" // leave the thread next to no CPU time, then die
+	deedHold   = "hold"   // go on after a while
+	deedCont   = "cont"   // a SIGCONT from outside for the process, then go on
 )
 
 const holdFor = 300 * time.Millisecond
@@ -131,6 +133,11 @@ func do(deed string, j *Journal) {
 		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 	case deedStop:
 		unix.Kill(pid, unix.SIGSTOP)
+	case deedStarve:
+		var first unix.CPUSet
+		first.Set(0)
+		_ = unix.SchedSetaffinity(tid, &first)
+		_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	}
 	unix.Kill(os.Getpid(), unix.SIGKILL)
 }
@@ -190,10 +197,11 @@ func startCrash(t testing.TB, call string, siblings int) *crashVictim {
 // sits waits until the first thread is blocked in its call.
 func (v *crashVictim) sits() {
 	v.t.Helper()
-	eventually(v.t, "PID 1 in its call", func() bool {
-		st, err := liveProc.Stat(v.pid)
+	testutil.Eventually(v.t, 20*time.Second, func() (bool, string) {
+		st, err := liveProc.ThreadStatus(v.pid, v.pid)
 		sc, serr := liveProc.ThreadSyscall(v.pid, v.pid)
-		return err == nil && serr == nil && st.State == procfs.StateSleeping && !sc.Running && sc.Nr >= 0 && classifyCall(sc.Nr, sc.Args).class != classUnsafe
+		done := err == nil && serr == nil && st.State == procfs.StateSleeping && !sc.Running && sc.Nr >= 0 && classifyCall(sc.Nr, sc.Args).class != classUnsafe
+		return done, fmt.Sprintf("PID 1 is not in its call: %+v, %+v, %v, %v", st, sc, err, serr)
 	})
 }
 
@@ -392,6 +400,42 @@ func TestSwapWindowSignals(t *testing.T) {
 	}
 }
 
+// TestCrashOfTheStarved: the worker dies with the pin shown to a thread that then gets next to no CPU time. It is in no queue any more,
+// and stops the thread only when that runs.
+func TestCrashOfTheStarved(t *testing.T) {
+	hog := exec.Command("/bin/sh", "-c", "while :; do :; done")
+	hog.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := hog.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hog.Process.Kill(); _ = hog.Wait() }()
+	var first unix.CPUSet
+	first.Set(0)
+	if err := unix.SchedSetaffinity(hog.Process.Pid, &first); err != nil {
+		t.Fatal(err)
+	}
+	v := startCrash(t, "futex", 0)
+	var own unix.CPUSet
+	if err := unix.SchedGetaffinity(int(v.pid), &own); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		marker := filepath.Join(t.TempDir(), "died")
+		c := hookedClient("unmasked", "1", deedStarve, marker)
+		if _, err := v.dieAt(c, 3, marker); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		if err := unix.SchedSetAttr(int(v.pid), &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.SchedSetaffinity(int(v.pid), &own); err != nil {
+			t.Fatal(err)
+		}
+		v.check()
+	}
+}
+
 // TestCrashWithoutPin shows that the pin is needed, and that the tests above would notice: without it PID 1 goes on with
 // the result and the registers of waitid, in the states as well that a result of 0 alone would do no harm to.
 func TestCrashWithoutPin(t *testing.T) {
@@ -415,14 +459,14 @@ func TestCrashWithoutJournal(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "died")
 	c := hookedClient("running", "1", deedDie, marker)
 	c.recoverArgs = nil
-	rep, err := v.dieAt(c, 1, marker)
-	if err != nil || rep.Reason != ReasonStopped {
+	if _, err := v.dieAt(c, 1, marker); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "PID 1 stopped", func() bool { return v.state() == procfs.StateStopped })
+	if rep, err := v.reapDying(c, v.children(orphanCode)[:1]); err != nil || rep.Reason != ReasonStopped {
 		t.Errorf("report %+v, %v; want %s", rep, err, ReasonStopped)
 	}
 	c.Close()
-	if s := v.state(); s != procfs.StateStopped {
-		t.Errorf("state %v, want T", s)
-	}
 	v.quiet()
 }
 
@@ -652,7 +696,7 @@ func TestExitUnderAttaches(t *testing.T) {
 	c := newClient(t, "-idle", "1m")
 	const rounds = 15
 	var longest time.Duration
-	attached := 0
+	attached, late := 0, 0
 	for i := range rounds {
 		v := startCrash(t, "futex", i%3)
 		zs := v.take(crashBatch)
@@ -679,7 +723,10 @@ func TestExitUnderAttaches(t *testing.T) {
 		unix.Kill(int(v.pid), unix.SIGKILL)
 		select {
 		case <-v.done:
-			longest = max(longest, time.Since(began))
+			took := time.Since(began)
+			if longest = max(longest, took); took > exitBound {
+				late++
+			}
 		case <-time.After(patience):
 			t.Fatal("the death of PID 1 did not reach its parent")
 		}
@@ -688,8 +735,8 @@ func TestExitUnderAttaches(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	t.Logf("%d attaches, longest %v", attached, longest)
-	if limit := 500 * time.Millisecond; longest > limit { // 100 ms on a quiet machine
-		t.Errorf("the longest took %v, want %v at most", longest, limit)
+	t.Logf("%d attaches, longest %v, %d later than %v", attached, longest, late, exitBound)
+	if attached == 0 || late > rounds/5 { // the machine has other things to do now and then
+		t.Errorf("%d attaches, %d of %d ends were later than %v", attached, late, rounds, exitBound)
 	}
 }

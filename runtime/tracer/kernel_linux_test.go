@@ -683,11 +683,15 @@ func TestDeath(t *testing.T) {
 // Test32Bit: a 32-bit waitpid has the number of the 64-bit poll, so that only the registers tell.
 func Test32Bit(t *testing.T) {
 	requireKernel(t)
-	bin := filepath.Join(t.TempDir(), "victim32")
-	out, err := exec.Command("gcc", "-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector",
-		"-O1", "-Wall", "-o", bin, "testdata/victim32.c").CombinedOutput()
-	if err != nil {
-		t.Skipf("cannot compile for 32 bits: %v: %s", err, out)
+	build()
+	bin := filepath.Join(built.given, "victim32")
+	if built.given == "" {
+		bin = filepath.Join(t.TempDir(), "victim32")
+		out, err := exec.Command("gcc", "-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector",
+			"-O1", "-Wall", "-o", bin, "testdata/victim32.c").CombinedOutput()
+		if err != nil {
+			t.Skipf("cannot compile for 32 bits: %v: %s", err, out)
+		}
 	}
 	probe := exec.Command(bin)
 	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID} // its children end with it

@@ -59,7 +59,7 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 		return p, no(ReasonInternal, "no NSpid in the status of process %d (Linux 4.1)", req.PID)
 	}
 	level := status.Level()
-	p.level, p.isInit = level, status.NSpid[level] == 1
+	p.isInit = status.NSpid[level] == 1
 	if where := o.frozen(req.PID); where != "" {
 		return p, no(ReasonFrozen, "%s", where)
 	}

@@ -3,8 +3,6 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"time"
 	"unsafe"
 
@@ -13,10 +11,10 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-// spinFor is how long a stop is awaited by asking again and again. A stop that comes at all comes within microseconds;
-// sleeping would add the time that it takes to be woken, and PID 1 stands still meanwhile.
+// spinFor is how long a stop is awaited by asking again and again: less than it takes to fall asleep and be woken on another
+// CPU, while PID 1 stands still. napFor is how long it is slept between two looks by who has no ticker.
 const (
-	spinFor = 500 * time.Microsecond
+	spinFor = 10 * time.Microsecond
 	napFor  = 50 * time.Microsecond
 )
 
@@ -45,6 +43,8 @@ const (
 type thread struct {
 	tid  int
 	tgid int
+	tick *ticker // ends the sleep in wait from time to time; nil: it naps instead
+	near bool    // it seems to run on our CPU, where it gets nowhere while we ask
 
 	// Buffers that the kernel writes to, here so that no call allocates.
 	iov   unix.Iovec
@@ -110,13 +110,16 @@ func (t *thread) suspendSeccomp(on bool) error {
 
 func (t *thread) wait(d time.Duration) (stop, error) {
 	var began time.Time
+	// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
+	// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
+	// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
+	options := unix.WEXITED | unix.WSTOPPED | unix.WNOWAIT | unix.WALL
+	if !t.near {
+		options |= unix.WNOHANG
+	}
 	for {
-		// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
-		// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
-		// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
 		t.sig = [siginfoSize]byte{}
-		_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(t.tid), uintptr(unsafe.Pointer(&t.sig)),
-			unix.WEXITED|unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+		_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(t.tid), uintptr(unsafe.Pointer(&t.sig)), uintptr(options), 0, 0)
 		switch {
 		case errno == unix.ECHILD:
 			return stop{}, errGone // released: another thread has called execve(2) (ptrace(2), "execve(2) under ptrace")
@@ -138,12 +141,13 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 		switch waited := now.Sub(began); {
 		case waited > d:
 			return stop{}, errStuck
-		case waited > spinFor:
+		case waited <= spinFor || t.near:
+		case t.tick != nil:
+			t.near = true
+			options &^= unix.WNOHANG
+		default:
 			ts := unix.NsecToTimespec(int64(napFor))
 			_ = unix.Nanosleep(&ts, nil)
-		default:
-			// With one CPU the thread cannot get anywhere while we ask.
-			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // never fails (sched_yield(2))
 		}
 	}
 }
@@ -256,20 +260,19 @@ func (t *thread) sendCont() error { return unix.Kill(t.tgid, unix.SIGCONT) }
 // liveFacts reads /proc while the thread is stopped. The zombies' files are opened beforehand: an open file of /proc stays
 // bound to its process, so that a number that has got a new owner meanwhile cannot deceive it, and a read needs no path walk.
 type liveFacts struct {
-	o     *observer
-	req   Request
-	tid   procfs.HostPID
-	level int
-	fds   [][2]int // stat and status of each zombie, -1 if not open
-	self  int      // stat of PID 1
-	buf   []byte
+	o    *observer
+	req  Request
+	tid  procfs.HostPID
+	fds  []int // stat of each zombie, -1 if not open
+	self int   // stat of PID 1
+	buf  []byte
 }
 
 // openFacts opens the files of the zombies that are to be reaped; those that cannot be opened are taken off the plan.
 func openFacts(o *observer, req Request, p *plan, results []Result) (*liveFacts, error) {
-	f := &liveFacts{o: o, req: req, tid: p.tid, level: p.level, fds: make([][2]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
+	f := &liveFacts{o: o, req: req, tid: p.tid, fds: make([]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
 	for i := range f.fds {
-		f.fds[i] = [2]int{-1, -1}
+		f.fds[i] = -1
 	}
 	var err error
 	if f.self, err = openProc(req.PID, "stat"); err != nil {
@@ -279,27 +282,23 @@ func openFacts(o *observer, req Request, p *plan, results []Result) (*liveFacts,
 		if !todo {
 			continue
 		}
-		for j, name := range [...]string{"stat", "status"} {
-			f.fds[i][j], err = openProc(req.Zombies[i].PID, name)
-			switch {
-			case err == nil:
-			case errors.Is(err, procfs.ErrVanished):
-				p.todo[i] = false
-				results[i].Outcome, results[i].Reason = Vanished, ReasonVanished
-			default:
-				p.todo[i] = false // out of file descriptors: it stays Left
-			}
+		f.fds[i], err = openProc(req.Zombies[i].PID, "stat")
+		switch {
+		case err == nil:
+		case errors.Is(err, procfs.ErrVanished):
+			p.todo[i] = false
+			results[i].Outcome, results[i].Reason = Vanished, ReasonVanished
+		default:
+			p.todo[i] = false // out of file descriptors: it stays Left
 		}
 	}
 	return f, nil
 }
 
 func (f *liveFacts) close() {
-	for _, pair := range f.fds {
-		for _, fd := range pair {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
+	for _, fd := range f.fds {
+		if fd >= 0 {
+			unix.Close(fd)
 		}
 	}
 	if f.self >= 0 {
@@ -377,86 +376,14 @@ func (f *liveFacts) syscall() procfs.Syscall {
 	return sc
 }
 
-func (f *liveFacts) zombie(i int, quick bool) Reason {
-	z := f.req.Zombies[i]
-	stat, err := f.stat(f.fds[i][0])
-	if why := zombieStat(stat, err, f.req.PID, z); why != "" || quick {
-		return why
-	}
-	status, err := settled(func() (procfs.Status, error) {
-		data, err := f.read(f.fds[i][1])
-		if err != nil {
-			return procfs.Status{}, err
-		}
-		return procfs.ParseStatus(data)
-	})
-	return zombieStatus(status, err, f.level, z)
+// zombie looks at stat only. What examine saw in status stays true for as long as the process is the same one: its NSpid, and
+// that it has no tracer, since a zombie cannot get one (ptrace_attach() in kernel/ptrace.c).
+func (f *liveFacts) zombie(i int) Reason {
+	stat, err := f.stat(f.fds[i])
+	return zombieStat(stat, err, f.req.PID, f.req.Zombies[i])
 }
 
 func (f *liveFacts) gone(i int) bool {
-	_, err := f.read(f.fds[i][0])
+	_, err := f.read(f.fds[i])
 	return errors.Is(err, procfs.ErrVanished)
-}
-
-// perform carries out one request on the calling OS thread.
-func perform(req Request, opts options) Report {
-	if why := Supported(); why != "" {
-		return decline(req, why, "not supported on this architecture yet: "+runtime.GOARCH)
-	}
-	rep := decline(req, "", "")
-	attempt(req, &rep, opts)
-	for i := range rep.Results {
-		r := &rep.Results[i]
-		if r.Outcome != Left {
-			continue
-		}
-		switch rep.Reason {
-		case ReasonVanished:
-			// A namespace ends with its init, and so do the zombies.
-			r.Outcome, r.Reason = Vanished, ReasonVanished
-		case "":
-			r.Reason = ReasonBudget
-		}
-	}
-	return rep
-}
-
-func attempt(req Request, rep *Report, opts options) {
-	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
-	p, err := o.examine(req, rep.Results)
-	var d *declined
-	if errors.As(err, &d) {
-		rep.Reason, rep.Detail = d.reason, d.detail
-		return
-	} else if err != nil {
-		rep.Reason, rep.Detail = ReasonInternal, err.Error()
-		return
-	}
-	if p.tid == 0 {
-		return
-	}
-	rep.TID, rep.Syscall = p.tid, p.call.name
-	f, err := openFacts(o, req, &p, rep.Results)
-	defer f.close()
-	if err != nil {
-		rep.Reason, rep.Detail = ReasonInternal, err.Error()
-		if errors.As(lookupError(err), &d) {
-			rep.Reason, rep.Detail = d.reason, d.detail
-		}
-		return
-	}
-	a := &attach{
-		t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: rep, options: opts,
-	}
-	if born, err := o.proc.ThreadStat(req.PID, p.tid); err == nil {
-		opts.journal.attached(req.PID, p.tid, req.StartTime, born.StartTime, p.isInit)
-	} else {
-		rep.Reason, rep.Detail = ReasonBusy, err.Error()
-		return
-	}
-	a.run()
-	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
-	if rep.Reason != ReasonTimeout {
-		opts.journal.close()
-	}
 }

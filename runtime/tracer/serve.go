@@ -55,6 +55,8 @@ func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error 
 			}
 		}
 	}()
+	e := newExecutor(opts)
+	defer e.close()
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	for {
@@ -76,7 +78,7 @@ func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error 
 		if err != nil {
 			return err
 		}
-		rep := perform(req, opts)
+		rep := e.perform(req)
 		line, err := EncodeReport(rep)
 		if err != nil {
 			return err

@@ -233,24 +233,30 @@ func TestPerfStorm(t *testing.T) {
 // comes later is not vouched for.
 func TestPerfEndsWithAPrivilegedExec(t *testing.T) {
 	bin := compiled(t)
-	for name, prepare := range map[string]func(t *testing.T, file string){
-		"set-uid": func(t *testing.T, file string) {
+	for _, tc := range []struct {
+		name, become string
+		prepare      func(t *testing.T, file string)
+		goesOn       bool
+	}{
+		{name: "set-uid", become: "nobody", prepare: func(t *testing.T, file string) {
 			if err := os.Chmod(file, 0o755|os.ModeSetuid); err != nil {
 				t.Fatal(err)
 			}
-		},
-		"file capabilities": func(t *testing.T, file string) {
+		}},
+		{name: "file capabilities", become: "nobody", prepare: func(t *testing.T, file string) {
 			if err := unix.Setxattr(file, "security.capability", netBindCap, 0); err != nil {
 				testutil.Lacks(t, "file capabilities: "+err.Error(), "use a file system with xattrs for TMPDIR")
 			}
-		},
-		"unreadable": func(t *testing.T, file string) {
+		}},
+		{name: "unreadable", become: "nobody", prepare: func(t *testing.T, file string) {
 			if err := os.Chmod(file, 0o111); err != nil {
 				t.Fatal(err)
 			}
-		},
+		}},
+		{name: "root with fewer capabilities than its bounding set", become: "lesscap", prepare: func(*testing.T, string) {}},
+		{name: "another user, as gosu does it", become: "nobody", prepare: func(*testing.T, string) {}, goesOn: true},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
 			file := filepath.Join(dir, "privileged")
 			data, err := os.ReadFile(bin)
@@ -265,8 +271,8 @@ func TestPerfEndsWithAPrivilegedExec(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			prepare(t, file)
-			s := newSubject(t, bin, "mix", "2", "pause", "nobody", "exec", file, "mix", "3", "pause")
+			tc.prepare(t, file)
+			s := newSubject(t, bin, "mix", "2", "pause", tc.become, "exec", file, "mix", "3", "pause")
 			log := s.openPerf()
 			s.goOn()
 			before := s.children()
@@ -276,10 +282,17 @@ func TestPerfEndsWithAPrivilegedExec(t *testing.T) {
 			s.goOn()
 			after := s.children()
 			log.Sync()
+			check(t, log, before, exact)
+			if tc.goesOn {
+				if st := log.Stats(); st.Ended {
+					t.Fatalf("state %+v, want it to go on", st)
+				}
+				check(t, log, after, exact)
+				return
+			}
 			if st := log.Stats(); !st.Ended || st.Reason == "" {
 				t.Fatalf("state %+v, want an end with a reason", st)
 			}
-			check(t, log, before, exact)
 			check(t, log, after, map[string]lineage.Fork{"own": lineage.ForkUnknown, "other": lineage.ForkUnknown})
 			log.Sync()
 			if !log.Stats().Ended {

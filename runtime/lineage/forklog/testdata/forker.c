@@ -7,8 +7,10 @@
 //   flood N    N forks one after the other, waited for, only counted: "count N" at the end
 //   exec FILE  goes on as FILE, with the rest of the arguments
 //   nobody     becomes user and group 65534
+//   lesscap    gives up CAP_NET_BIND_SERVICE, but not in its bounding set: execve gives it back to root
 //   pause      prints "pause" and reads a line
 #define _GNU_SOURCE
+#include <linux/capability.h>
 #include <linux/sched.h>
 #include <pthread.h>
 #include <signal.h>
@@ -149,6 +151,17 @@ int main(int argc, char **argv)
 				return 0;
 		} else if (!strcmp(argv[i], "nobody")) {
 			if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+				abort();
+		} else if (!strcmp(argv[i], "lesscap")) {
+			struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+			struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+
+			if (syscall(SYS_capget, &head, data))
+				abort();
+			data[0].permitted &= ~(1u << CAP_NET_BIND_SERVICE);
+			data[0].effective &= ~(1u << CAP_NET_BIND_SERVICE);
+			data[0].inheritable &= ~(1u << CAP_NET_BIND_SERVICE);
+			if (syscall(SYS_capset, &head, data))
 				abort();
 		} else if (!strcmp(argv[i], "exec")) {
 			execv(argv[i + 1], argv + i + 1);

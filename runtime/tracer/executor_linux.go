@@ -1,0 +1,119 @@
+package tracer
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// executor carries out requests on one OS thread.
+type executor struct {
+	options
+	tick *ticker
+	cpus unix.CPUSet // where the thread may run
+}
+
+// newExecutor is for the calling OS thread.
+func newExecutor(opts options) *executor {
+	e := &executor{options: opts}
+	// Without either it works as well, only slower.
+	e.tick, _ = newTicker()
+	_ = unix.SchedGetaffinity(0, &e.cpus)
+	return e
+}
+
+func (e *executor) close() {
+	if e.tick != nil {
+		e.tick.close()
+	}
+}
+
+// approach moves the worker to the CPU that PID 1's thread is on, so that the two hand over to each other without waking a CPU
+// and without the load balancer between them. PID 1 stays where it is. It begins to tick, too.
+func (e *executor) approach(cpu int) {
+	var there unix.CPUSet
+	if there.Set(cpu); e.cpus.IsSet(cpu) && e.cpus.Count() > 1 {
+		_ = unix.SchedSetaffinity(0, &there)
+	}
+	if e.tick != nil && e.tick.start() != nil {
+		e.tick.close()
+		e.tick = nil
+	}
+}
+
+// retreat undoes approach.
+func (e *executor) retreat() {
+	if e.tick != nil {
+		e.tick.stop()
+	}
+	if e.cpus.Count() > 1 {
+		_ = unix.SchedSetaffinity(0, &e.cpus)
+	}
+}
+
+func (e *executor) perform(req Request) Report {
+	if why := Supported(); why != "" {
+		return decline(req, why, "not supported on this architecture yet: "+runtime.GOARCH)
+	}
+	rep := decline(req, "", "")
+	e.attempt(req, &rep)
+	for i := range rep.Results {
+		r := &rep.Results[i]
+		if r.Outcome != Left {
+			continue
+		}
+		switch rep.Reason {
+		case ReasonVanished:
+			// A namespace ends with its init, and so do the zombies.
+			r.Outcome, r.Reason = Vanished, ReasonVanished
+		case "":
+			r.Reason = ReasonBudget
+		}
+	}
+	return rep
+}
+
+func (e *executor) attempt(req Request, rep *Report) {
+	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
+	p, err := o.examine(req, rep.Results)
+	var d *declined
+	if errors.As(err, &d) {
+		rep.Reason, rep.Detail = d.reason, d.detail
+		return
+	} else if err != nil {
+		rep.Reason, rep.Detail = ReasonInternal, err.Error()
+		return
+	}
+	if p.tid == 0 {
+		return
+	}
+	rep.TID, rep.Syscall = p.tid, p.call.name
+	f, err := openFacts(o, req, &p, rep.Results)
+	defer f.close()
+	if err != nil {
+		rep.Reason, rep.Detail = ReasonInternal, err.Error()
+		if errors.As(lookupError(err), &d) {
+			rep.Reason, rep.Detail = d.reason, d.detail
+		}
+		return
+	}
+	where, err := o.proc.ThreadStat(req.PID, p.tid)
+	if err != nil {
+		rep.Reason, rep.Detail = ReasonBusy, err.Error()
+		return
+	}
+	e.approach(where.Processor)
+	defer e.retreat()
+	a := &attach{
+		t: &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick}, f: f, p: p, now: time.Now, rep: rep, options: e.options,
+	}
+	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
+	a.run()
+	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
+	if rep.Reason != ReasonTimeout {
+		e.journal.close()
+	}
+}
