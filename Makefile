@@ -58,7 +58,7 @@ INIT_LDFLAGS   := -nostdlib -static -s -Wl,-z,noexecstack -Wl,-z,noseparate-code
 $(BIN)/reaper-init: $(INIT_DEPS)
 	@mkdir -p $(BIN)
 	@echo "build reaper-init"
-	@$(CC) $(INIT_CFLAGS) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
+	@$(CC) $(INIT_CFLAGS) $(INIT_DEFINES) $(INIT_WARNINGS) $(INIT_LDFLAGS) -o $@ $(INIT_SOURCES)
 
 $(BIN)/reaper-init-arm64: $(INIT_DEPS)
 	@mkdir -p $(BIN)
@@ -140,15 +140,18 @@ $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/fai
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
 
-# Daemons of the tests with older versions of containerd; each is pinned in a module of its own.
+# Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
+# started by older ones. Each is pinned in a module of its own.
 # $(1) version, $(2) module
 define daemon
 $(TOOLS)/containerd-$(1): integration/tools/containerd-$(1)/go.mod
 	@mkdir -p $(TOOLS)
 	@echo "build tools/containerd-$(1)"
 	@cd integration/tools/containerd-$(1) && $(GO) mod download $(2) && dir=$$$$($(GO) list -m -f '{{.Dir}}' $(2)) && \
-		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly \
-		-buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" -o $$@ ./cmd/containerd
+		version=$$$$($(GO) list -m -f '{{.Version}}' $(2)) && cd $$$$dir && export CGO_ENABLED=0 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false -o $(TOOLS)/shims/$$(notdir $$@)/ ./cmd/containerd-shim-runc-v2 && \
+		$(GO) build -trimpath -mod=readonly -buildvcs=false $(NO_SNAPSHOTTERS) -ldflags "-X $(2)/version.Version=$$$$version" \
+		-o $$@ ./cmd/containerd
 DAEMON_FILES += $(TOOLS)/containerd-$(1)
 endef
 
@@ -162,8 +165,17 @@ $(TOOLS)/containerd-debian:
 	@echo "unpack tools/containerd-debian"
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
 		apt-get download -q containerd >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q containerd; }; \
-		dpkg-deb -x containerd_*.deb . && install -m 755 usr/bin/containerd $@
+		dpkg-deb -x containerd_*.deb . && install -D -m 755 -t $(TOOLS)/shims/$(notdir $@) usr/bin/containerd-shim-runc-v2 && \
+		install -m 755 usr/bin/containerd $@
 DAEMON_FILES += $(TOOLS)/containerd-debian
+
+# Debian's promtool, out of its package, which is not installed: that would start a Prometheus.
+$(TOOLS)/promtool:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/promtool"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		apt-get download -q prometheus >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q prometheus; }; \
+		dpkg-deb -x prometheus_*.deb . && install -m 755 usr/bin/promtool $@
 
 .PHONY: daemons
 daemons: $(DAEMON_FILES) ## Get the older versions of containerd that test-matrix runs with.
@@ -200,6 +212,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-crun
+	@$(MAKE) --no-print-directory test-oldest
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -216,7 +229,7 @@ GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --
 	--rerun-fails-run-root-test --rerun-fails-abort-on-data-race
 
 .PHONY: test-unit
-test-unit: $(TOOLS)/gotestsum ## Unit tests with the race detector (PKGS=, RUN=).
+test-unit: $(TOOLS)/gotestsum $(TOOLS)/promtool ## Unit tests with the race detector (PKGS=, RUN=).
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
 		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
@@ -329,6 +342,18 @@ test-transparency: ## Does PID 1 notice anything? REQUESTS (1000) zombies reaped
 proto: ## Regenerate the protobuf and ttrpc code under shim/api.
 	$(GO) generate ./shim/api/...
 
+.PHONY: docs-reaperctl
+docs-reaperctl: tools testprogs build ## Run reaperctl on leaky containers: the outputs in docs/reaperctl.md (as root).
+	$(GO) run ./integration/ctldocs
+
+.PHONY: docs-exporter
+docs-exporter: ## The table of metrics in docs/exporter.md.
+	$(GO) test -count=1 -run '^TestDocs$$' ./internal/exporter -write-docs $(CURDIR)/docs/exporter.md
+
+.PHONY: bench-exporter
+bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
+	$(GO) run ./integration/exporterbench
+
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
 	@$(MAKE) --no-print-directory deps
@@ -362,6 +387,64 @@ init-cases: ## The cases of reaper-init, ours and those of tini and dumb-init: d
 bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data/init.json and the table of docs/init.md (as root).
 	@$(MAKE) --no-print-directory deps APT_PACKAGES='gcc libc6-dev tini dumb-init catatonit'
 	CGO_ENABLED=0 $(GO) run ./internal/benchinit -init $(BIN)/reaper-init
+
+# ---- packages ------------------------------------------------------------------------------------------------------
+
+# Nothing of the machine and of the time goes into what is built, so that anybody can build it again byte for byte.
+# Without a tag: a number that grows.
+ifndef VERSION
+VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
+VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+endif
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+endif
+DIST      ?= $(CURDIR)/dist
+RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
+build-release release deb rpm: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
+SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install
+
+# $(1) file in bin/tools, $(2) package
+define packager
+$(TOOLS)/$(1): integration/tools/package/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/$(1)"
+	@cd integration/tools/package && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o $$@ $(2)
+endef
+$(eval $(call packager,nfpm,github.com/goreleaser/nfpm/v2/cmd/nfpm))
+$(eval $(call packager,cyclonedx-gomod,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod))
+
+.PHONY: build-release
+build-release:
+	@rm -rf $(DIST)/build
+	@GOARCH=amd64 $(MAKE) --no-print-directory build BIN=$(DIST)/build GOFLAGS_BUILD='-trimpath -buildvcs=false' \
+		LDFLAGS='-s -w -buildid= -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' INIT_DEFINES='-DVERSION=\"$(VERSION)\"'
+	@cp -r contrib README.md CHANGELOG.md LICENSE docs/installing.md $(DIST)/build/
+	@chmod -R u=rwX,go=rX $(DIST)/build && find $(DIST)/build -exec touch -d @$$SOURCE_DATE_EPOCH {} +
+
+.PHONY: release
+release: build-release $(TOOLS)/cyclonedx-gomod ## dist/: an archive for amd64, the same bytes each time, with checksums and bills of materials.
+	@set -e; dir=$(DIST)/$(RELEASE); rm -rf $$dir; install -d -m 755 $$dir $$dir/bin $$dir/docs; \
+	for p in $(SHIPPED) reaper-init; do install -m 755 $(DIST)/build/$$p $$dir/bin/; done; \
+	for p in $(SHIPPED); do $(TOOLS)/cyclonedx-gomod bin -json -noserial -notimestamp -version v$(VERSION) \
+		-output $(DIST)/$$p-$(VERSION).cdx.json $(DIST)/build/$$p; done; \
+	cd $(DIST)/build; cp -pr contrib README.md CHANGELOG.md LICENSE $$dir/; cp -p installing.md $$dir/docs/; \
+	tar -C $(DIST) --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --format=gnu -cf - $(RELEASE) | \
+		gzip -9n > $(DIST)/$(RELEASE).tar.gz; \
+	rm -rf $$dir; \
+	cd $(DIST) && sha256sum $(RELEASE).tar.gz *-$(VERSION).cdx.json > SHA256SUMS && cat SHA256SUMS
+
+.PHONY: deb rpm
+deb rpm: build-release $(TOOLS)/nfpm ## A package for amd64 in dist/.
+	@VERSION=$(VERSION) BUILD=$(DIST)/build $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $@ -t $(DIST)/
+
+.PHONY: test-packages
+test-packages: ## Are packages and archives the same each time, and do they install?
+	$(GO) test -tags packages -count=1 -timeout 20m -v ./integration/packages
+
+.PHONY: test-manifests
+test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the types of Kubernetes' API.
+	cd integration/manifests && $(GO) vet . && $(GO) test -count=1 .
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).

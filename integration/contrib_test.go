@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/json"
+	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,31 @@ func TestContribConfig(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestContribClients: nerdctl reads its configuration, strictly as it does; Docker's names our runtime.
+func TestContribClients(t *testing.T) {
+	root, err := testutil.RepoRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := osexec.Command(testutil.Tool(t, "nerdctl"), "--help")
+	cmd.Env = append(os.Environ(), "NERDCTL_TOML="+filepath.Join(root, "contrib/nerdctl/nerdctl.toml"))
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "failed to load") {
+		t.Errorf("nerdctl: %v\n%s", err, out)
+	}
+	text, err := os.ReadFile(filepath.Join(root, "contrib/docker/daemon.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var daemon struct {
+		Runtimes map[string]struct {
+			RuntimeType string `json:"runtimeType"`
+		} `json:"runtimes"`
+	}
+	if err := json.Unmarshal(text, &daemon); err != nil || daemon.Runtimes["reaper"].RuntimeType != harness.ReaperRuntime {
+		t.Errorf("daemon.json: %v, %+v", err, daemon)
 	}
 }
 

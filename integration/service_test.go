@@ -102,7 +102,7 @@ func TestServiceStatsListReap(t *testing.T) {
 		t.Errorf("list with limit 1: %v, %v", short, err)
 	}
 	stats, err := r.Stats(ctx, &api.StatsRequest{})
-	if err != nil || stats.GetRevision() != 1 || len(stats.GetTasks()) != 1 || stats.GetTasks()[0].GetAdopted() != 3 {
+	if err != nil || stats.GetRevision() != 2 || len(stats.GetTasks()) != 1 || stats.GetTasks()[0].GetAdopted() != 3 {
 		t.Errorf("stats %v, %v; want one task with three adopted zombies", stats, err)
 	}
 

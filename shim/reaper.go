@@ -18,7 +18,7 @@ import (
 )
 
 // Revision of the Reaper service within version 1 of its package.
-const Revision = 1
+const Revision = 2
 
 // maxList bounds an answer of List: with 64 bytes of each command it stays far below ttrpc's 4 MiB.
 const maxList = 4096

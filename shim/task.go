@@ -157,6 +157,12 @@ func (t *task) message(st sweep.Stats, forks forklog.Stats, final bool) *api.Zom
 		PidsCurrent:         uint64(max(st.PIDsCurrent, 0)),
 		PidsMax:             uint64(max(st.PIDsMax, 0)),
 	}
+	if st.Reaped > 0 {
+		m.ReapTimes = &api.ReapTimes{Counts: st.ReapTimes.Counts[:], Sum: st.ReapTimes.Sum.Seconds()}
+		for _, b := range st.ReapTimes.Bounds() {
+			m.ReapTimes.Bounds = append(m.ReapTimes.Bounds, b.Seconds())
+		}
+	}
 	for _, h := range st.Holders {
 		m.Holders = append(m.Holders, &api.Holder{Pid: uint32(h.PID), Command: cleanComm(h.Comm), Zombies: uint32(h.Zombies)})
 	}

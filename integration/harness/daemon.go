@@ -451,7 +451,7 @@ func (d *Daemon) PID() int { return d.pid }
 func (d *Daemon) Log() string { return d.log.tail(-1) }
 
 // Env returns the environment of the daemon and of programs that talk to it: the programs of this repository come first
-// on PATH, and EnvMark is set.
+// on PATH, then the shims that belong to the daemon's version, and EnvMark is set.
 func (d *Daemon) Env() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -468,8 +468,9 @@ func (d *Daemon) Env() []string {
 	if d.opts.Bin != "" {
 		ours = d.opts.Bin
 	}
+	tools := filepath.Join(bin, "tools")
 	return append(env,
-		"PATH="+strings.Join([]string{ours, filepath.Join(bin, "tools"), os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
+		"PATH="+strings.Join([]string{ours, filepath.Join(tools, "shims", d.opts.Containerd), tools, os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"),
 		EnvMark+"="+d.Dir)
 }
 

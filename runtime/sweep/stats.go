@@ -25,6 +25,8 @@ type Stats struct {
 
 	Reaped   uint64 // zombies that PID 1 was made to reap
 	Vanished uint64 // adopted zombies that PID 1 reaped itself
+	// ReapTimes are those of Reaped.
+	ReapTimes ReapTimes
 	// ReapedUnproven and ReapedOwn are the part of Reaped that no rule had proven to be orphans, or that PID 1 had forked.
 	ReapedUnproven, ReapedOwn uint64
 	// LogDecided are the zombies, reaped or not, that nothing but the fork log gave a verdict of its own: adopted, or not adopted

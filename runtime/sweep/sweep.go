@@ -661,11 +661,13 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 		s.restUntil = time.Now().Add(rest)
 	}
 	undone = batch[:0]
+	now := s.cfg.Now()
 	for i, r := range report.Results {
 		z := batch[i]
 		switch r.Outcome {
 		case tracer.Reaped:
 			s.stats.Reaped++
+			s.stats.ReapTimes.Add(now.Sub(z.firstSeen))
 			switch z.judgement.Verdict {
 			case lineage.Own:
 				s.stats.ReapedOwn++

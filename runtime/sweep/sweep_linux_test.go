@@ -253,8 +253,16 @@ func TestExecOrphanIsAskedForAfterTheGracePeriod(t *testing.T) {
 	if !slices.Contains(statuses, 7<<8) || !slices.Contains(statuses, 9) {
 		t.Errorf("wait statuses %v, want 1792 (exit 7) and 9 (SIGKILL) among them", statuses)
 	}
-	if st := s.Stats(); st.Reaped != uint64(len(res.Reaped)) || st.Attaches != 1 || st.LongestStop != time.Millisecond {
+	st := s.Stats()
+	if st.Reaped != uint64(len(res.Reaped)) || st.Attaches != 1 || st.LongestStop != time.Millisecond {
 		t.Errorf("statistics %+v", st)
+	}
+	var timed uint64
+	for _, n := range st.ReapTimes.Counts {
+		timed += n
+	}
+	if timed != st.Reaped || st.ReapTimes.Sum < time.Duration(timed)*time.Minute {
+		t.Errorf("%d reaped, %d timed, %v in all; want each, after more than a minute", st.Reaped, timed, st.ReapTimes.Sum)
 	}
 }
 

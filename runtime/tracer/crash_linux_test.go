@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -33,11 +34,12 @@ const (
 
 // deeds of a hooked worker, once the step has come for the given time.
 const (
-	deedDie  = "die"
-	deedUSR1 = "usr1" // a signal for the thread, then die
-	deedStop = "stop" // a SIGSTOP from outside for the process, then die
-	deedHold = "hold" // go on after a while
-	deedCont = "cont" // a SIGCONT from outside for the process, then go on
+	deedDie    = "die"
+	deedUSR1   = "usr1"   // a signal for the thread, then die
+	deedStop   = "stop"   // a SIGSTOP from outside for the process, then die
+	deedStarve = "starve" // leave the thread next to no CPU time, then die
+	deedHold   = "hold"   // go on after a while
+	deedCont   = "cont"   // a SIGCONT from outside for the process, then go on
 )
 
 const holdFor = 300 * time.Millisecond
@@ -131,6 +133,11 @@ func do(deed string, j *Journal) {
 		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 	case deedStop:
 		unix.Kill(pid, unix.SIGSTOP)
+	case deedStarve:
+		var first unix.CPUSet
+		first.Set(0)
+		_ = unix.SchedSetaffinity(tid, &first)
+		_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	}
 	unix.Kill(os.Getpid(), unix.SIGKILL)
 }
@@ -190,10 +197,11 @@ func startCrash(t testing.TB, call string, siblings int) *crashVictim {
 // sits waits until the first thread is blocked in its call.
 func (v *crashVictim) sits() {
 	v.t.Helper()
-	eventually(v.t, "PID 1 in its call", func() bool {
-		st, err := liveProc.Stat(v.pid)
+	testutil.Eventually(v.t, 20*time.Second, func() (bool, string) {
+		st, err := liveProc.ThreadStatus(v.pid, v.pid)
 		sc, serr := liveProc.ThreadSyscall(v.pid, v.pid)
-		return err == nil && serr == nil && st.State == procfs.StateSleeping && !sc.Running && sc.Nr >= 0 && classifyCall(sc.Nr, sc.Args).class != classUnsafe
+		done := err == nil && serr == nil && st.State == procfs.StateSleeping && !sc.Running && sc.Nr >= 0 && classifyCall(sc.Nr, sc.Args).class != classUnsafe
+		return done, fmt.Sprintf("PID 1 is not in its call: %+v, %+v, %v, %v", st, sc, err, serr)
 	})
 }
 
@@ -389,6 +397,42 @@ func TestSwapWindowSignals(t *testing.T) {
 			}
 			v.check()
 		})
+	}
+}
+
+// TestCrashOfTheStarved: the worker dies with the pin shown to a thread that then gets next to no CPU time. It is in no queue any more,
+// and stops the thread only when that runs.
+func TestCrashOfTheStarved(t *testing.T) {
+	hog := exec.Command("/bin/sh", "-c", "while :; do :; done")
+	hog.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := hog.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hog.Process.Kill(); _ = hog.Wait() }()
+	var first unix.CPUSet
+	first.Set(0)
+	if err := unix.SchedSetaffinity(hog.Process.Pid, &first); err != nil {
+		t.Fatal(err)
+	}
+	v := startCrash(t, "futex", 0)
+	var own unix.CPUSet
+	if err := unix.SchedGetaffinity(int(v.pid), &own); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		marker := filepath.Join(t.TempDir(), "died")
+		c := hookedClient("unmasked", "1", deedStarve, marker)
+		if _, err := v.dieAt(c, 3, marker); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		if err := unix.SchedSetAttr(int(v.pid), &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.SchedSetaffinity(int(v.pid), &own); err != nil {
+			t.Fatal(err)
+		}
+		v.check()
 	}
 }
 

@@ -73,6 +73,7 @@ func TestParkedCalls(t *testing.T) {
 				}
 				eintr := tc.call == "epoll-timeout" // ended by that attach, as by any stop
 				if n > 1 && !eintr {
+					v.parked("") // back in its call, for which it needs a CPU
 					rep = reap(t, c, v.request(zs[1:]...))
 					if rep.Count(Reaped) != n-1 {
 						t.Fatalf("other zombies: %+v", rep)

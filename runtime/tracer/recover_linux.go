@@ -98,11 +98,12 @@ func (m *mender) look() (procfs.Status, error) {
 }
 
 // needed reports whether the thread shows a trace of us: our mask, the pin, or a stop. A mask that is all signals by the
-// thread's own will tells nothing.
+// thread's own will tells nothing. Nor does a thread that has not gone to sleep again: where the worker died with the pin shown to
+// it, the pin is in no queue any more, and on a busy machine it can take a while until it stops the thread.
 func (m *mender) needed(st procfs.Status) bool {
 	full := allSignals &^ unblockable
 	return st.SigBlk == full || procfs.SignalSet(m.j.mask)&^unblockable == full ||
-		st.SigPnd.Has(sigStop) || st.State == procfs.StateStopped
+		st.SigPnd.Has(sigStop) || st.State != procfs.StateSleeping
 }
 
 // attached has the thread come to a stop and puts back what is not its own.

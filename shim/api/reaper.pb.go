@@ -81,8 +81,10 @@ type ZombieStats struct {
 	// orphan_events_dropped counts the TaskExit events of orphans that were left out (rate limit, slow containerd).
 	OrphanEventsDropped uint64 `protobuf:"varint,20,opt,name=orphan_events_dropped,json=orphanEventsDropped,proto3" json:"orphan_events_dropped,omitempty"`
 	// pids_current and pids_max are those of the pids controller; 0 when unknown, or without limit.
-	PidsCurrent   uint64 `protobuf:"varint,21,opt,name=pids_current,json=pidsCurrent,proto3" json:"pids_current,omitempty"`
-	PidsMax       uint64 `protobuf:"varint,22,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
+	PidsCurrent uint64 `protobuf:"varint,21,opt,name=pids_current,json=pidsCurrent,proto3" json:"pids_current,omitempty"`
+	PidsMax     uint64 `protobuf:"varint,22,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
+	// reap_times says how long the zombies of reaped_by_tracer were seen before they were reaped. Since revision 2.
+	ReapTimes     *ReapTimes `protobuf:"bytes,30,opt,name=reap_times,json=reapTimes,proto3" json:"reap_times,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +322,77 @@ func (x *ZombieStats) GetPidsMax() uint64 {
 	return 0
 }
 
+func (x *ZombieStats) GetReapTimes() *ReapTimes {
+	if x != nil {
+		return x.ReapTimes
+	}
+	return nil
+}
+
+// ReapTimes is a histogram. A zombie's time begins when a sweep first sees it, up to 500 ms after its death.
+type ReapTimes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// bounds are the upper bounds of the buckets in seconds, included and ascending. counts has one entry for each and one more for
+	// what lies above the last; none of them includes another.
+	Bounds []float64 `protobuf:"fixed64,1,rep,packed,name=bounds,proto3" json:"bounds,omitempty"`
+	Counts []uint64  `protobuf:"varint,2,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	// sum of all times in seconds.
+	Sum           float64 `protobuf:"fixed64,3,opt,name=sum,proto3" json:"sum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReapTimes) Reset() {
+	*x = ReapTimes{}
+	mi := &file_reaper_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReapTimes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReapTimes) ProtoMessage() {}
+
+func (x *ReapTimes) ProtoReflect() protoreflect.Message {
+	mi := &file_reaper_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReapTimes.ProtoReflect.Descriptor instead.
+func (*ReapTimes) Descriptor() ([]byte, []int) {
+	return file_reaper_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReapTimes) GetBounds() []float64 {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+func (x *ReapTimes) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *ReapTimes) GetSum() float64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
 // ForkLog is the state of the log of PID 1's forks.
 type ForkLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -338,7 +411,7 @@ type ForkLog struct {
 
 func (x *ForkLog) Reset() {
 	*x = ForkLog{}
-	mi := &file_reaper_proto_msgTypes[1]
+	mi := &file_reaper_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -350,7 +423,7 @@ func (x *ForkLog) String() string {
 func (*ForkLog) ProtoMessage() {}
 
 func (x *ForkLog) ProtoReflect() protoreflect.Message {
-	mi := &file_reaper_proto_msgTypes[1]
+	mi := &file_reaper_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -363,7 +436,7 @@ func (x *ForkLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkLog.ProtoReflect.Descriptor instead.
 func (*ForkLog) Descriptor() ([]byte, []int) {
-	return file_reaper_proto_rawDescGZIP(), []int{1}
+	return file_reaper_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ForkLog) GetSource() string {
@@ -415,7 +488,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_reaper_proto_msgTypes[2]
+	mi := &file_reaper_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +500,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_reaper_proto_msgTypes[2]
+	mi := &file_reaper_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +513,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_reaper_proto_rawDescGZIP(), []int{2}
+	return file_reaper_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Holder) GetPid() uint32 {
@@ -468,7 +541,7 @@ var File_reaper_proto protoreflect.FileDescriptor
 
 const file_reaper_proto_rawDesc = "" +
 	"\n" +
-	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\x91\n" +
+	"\freaper.proto\x12\x14containerd.reaper.v1\x1a\x1egoogle/protobuf/duration.proto\"\xd1\n" +
 	"\n" +
 	"\vZombieStats\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
@@ -501,14 +574,20 @@ const file_reaper_proto_rawDesc = "" +
 	"\x0econtradictions\x18\x13 \x01(\x04R\x0econtradictions\x122\n" +
 	"\x15orphan_events_dropped\x18\x14 \x01(\x04R\x13orphanEventsDropped\x12!\n" +
 	"\fpids_current\x18\x15 \x01(\x04R\vpidsCurrent\x12\x19\n" +
-	"\bpids_max\x18\x16 \x01(\x04R\apidsMax\x1a8\n" +
+	"\bpids_max\x18\x16 \x01(\x04R\apidsMax\x12>\n" +
+	"\n" +
+	"reap_times\x18\x1e \x01(\v2\x1f.containerd.reaper.v1.ReapTimesR\treapTimes\x1a8\n" +
 	"\n" +
 	"RulesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"w\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"M\n" +
+	"\tReapTimes\x12\x16\n" +
+	"\x06bounds\x18\x01 \x03(\x01R\x06bounds\x12\x16\n" +
+	"\x06counts\x18\x02 \x03(\x04R\x06counts\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\x01R\x03sum\"w\n" +
 	"\aForkLog\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05forks\x18\x02 \x01(\x04R\x05forks\x12\x12\n" +
@@ -532,28 +611,30 @@ func file_reaper_proto_rawDescGZIP() []byte {
 	return file_reaper_proto_rawDescData
 }
 
-var file_reaper_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_reaper_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_reaper_proto_goTypes = []any{
 	(*ZombieStats)(nil),         // 0: containerd.reaper.v1.ZombieStats
-	(*ForkLog)(nil),             // 1: containerd.reaper.v1.ForkLog
-	(*Holder)(nil),              // 2: containerd.reaper.v1.Holder
-	nil,                         // 3: containerd.reaper.v1.ZombieStats.RulesEntry
-	nil,                         // 4: containerd.reaper.v1.ZombieStats.RefusalsEntry
-	(*durationpb.Duration)(nil), // 5: google.protobuf.Duration
+	(*ReapTimes)(nil),           // 1: containerd.reaper.v1.ReapTimes
+	(*ForkLog)(nil),             // 2: containerd.reaper.v1.ForkLog
+	(*Holder)(nil),              // 3: containerd.reaper.v1.Holder
+	nil,                         // 4: containerd.reaper.v1.ZombieStats.RulesEntry
+	nil,                         // 5: containerd.reaper.v1.ZombieStats.RefusalsEntry
+	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
 }
 var file_reaper_proto_depIdxs = []int32{
-	5, // 0: containerd.reaper.v1.ZombieStats.grace_in_force:type_name -> google.protobuf.Duration
-	3, // 1: containerd.reaper.v1.ZombieStats.rules:type_name -> containerd.reaper.v1.ZombieStats.RulesEntry
-	1, // 2: containerd.reaper.v1.ZombieStats.fork_log:type_name -> containerd.reaper.v1.ForkLog
-	2, // 3: containerd.reaper.v1.ZombieStats.holders:type_name -> containerd.reaper.v1.Holder
-	5, // 4: containerd.reaper.v1.ZombieStats.oldest:type_name -> google.protobuf.Duration
-	5, // 5: containerd.reaper.v1.ZombieStats.longest_stop:type_name -> google.protobuf.Duration
-	4, // 6: containerd.reaper.v1.ZombieStats.refusals:type_name -> containerd.reaper.v1.ZombieStats.RefusalsEntry
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	6, // 0: containerd.reaper.v1.ZombieStats.grace_in_force:type_name -> google.protobuf.Duration
+	4, // 1: containerd.reaper.v1.ZombieStats.rules:type_name -> containerd.reaper.v1.ZombieStats.RulesEntry
+	2, // 2: containerd.reaper.v1.ZombieStats.fork_log:type_name -> containerd.reaper.v1.ForkLog
+	3, // 3: containerd.reaper.v1.ZombieStats.holders:type_name -> containerd.reaper.v1.Holder
+	6, // 4: containerd.reaper.v1.ZombieStats.oldest:type_name -> google.protobuf.Duration
+	6, // 5: containerd.reaper.v1.ZombieStats.longest_stop:type_name -> google.protobuf.Duration
+	5, // 6: containerd.reaper.v1.ZombieStats.refusals:type_name -> containerd.reaper.v1.ZombieStats.RefusalsEntry
+	1, // 7: containerd.reaper.v1.ZombieStats.reap_times:type_name -> containerd.reaper.v1.ReapTimes
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_reaper_proto_init() }
@@ -567,7 +648,7 @@ func file_reaper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reaper_proto_rawDesc), len(file_reaper_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -81,7 +81,7 @@ func (x *StatsRequest) GetContainerId() string {
 
 type StatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// revision of this interface within version 1: 1.
+	// revision of this interface within version 1: 2. (1 had no reap_times.)
 	Revision      uint32         `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Tasks         []*ZombieStats `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -1,0 +1,235 @@
+//go:build packages
+
+package packages
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+)
+
+var programs = []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-init", "reaper-install"}
+
+// build makes everything into a directory of its own.
+func build(t *testing.T) string {
+	t.Helper()
+	for _, tool := range []string{"git", "dpkg", "dpkg-deb", "tar"} {
+		testutil.Tool(t, tool)
+	}
+	root, err := testutil.RepoRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dist := t.TempDir()
+	cmd := exec.Command("make", "deb", "rpm", "release", "DIST="+dist)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make: %v\n%s", err, out)
+	}
+	return dist
+}
+
+// files returns the SHA-256 sum of each file in a directory.
+func files(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := map[string]string{}
+	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[e.Name()] = fmt.Sprintf("%x", sha256.Sum256(text))
+	}
+	return sums
+}
+
+// one returns the path of the only file that matches.
+func one(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%s: %v, %v, want one file", pattern, found, err)
+	}
+	return found[0]
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func TestPackages(t *testing.T) {
+	dist := build(t)
+
+	t.Run("reproducible", func(t *testing.T) {
+		first, second := files(t, dist), files(t, build(t))
+		if len(first) < 7 {
+			t.Errorf("files %v, want an archive, two packages, three bills of materials and the sums", first)
+		}
+		for name, sum := range first {
+			if second[name] != sum {
+				t.Errorf("%s differs from one build to the next", name)
+			}
+		}
+	})
+
+	t.Run("sums", func(t *testing.T) {
+		sums := files(t, dist)
+		text, err := os.ReadFile(filepath.Join(dist, "SHA256SUMS"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(bytes.NewReader(text))
+		n := 0
+		for lines.Scan() {
+			sum, name, _ := strings.Cut(lines.Text(), "  ")
+			if n++; sums[name] != sum {
+				t.Errorf("%s: %s, want %s", name, sum, sums[name])
+			}
+		}
+		if n != 4 {
+			t.Errorf("%d sums, want the archive's and three bills' of materials", n)
+		}
+	})
+
+	t.Run("archive", func(t *testing.T) {
+		dir := t.TempDir()
+		archive := one(t, dist, "*.tar.gz")
+		run(t, "tar", "-C", dir, "-xf", archive)
+		top := filepath.Join(dir, strings.TrimSuffix(filepath.Base(archive), ".tar.gz"))
+		version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(top), "containerd-shim-reaper-"), "-linux-amd64")
+		for _, p := range programs {
+			flag := "-v"
+			if p == "reaper-init" || p == "reaper-install" {
+				flag = "--version"
+			}
+			if out := run(t, filepath.Join(top, "bin", p), flag); !strings.Contains(out, version) {
+				t.Errorf("%s %s: %q, want version %q", p, flag, out, version)
+			}
+		}
+		for _, name := range []string{"LICENSE", "README.md", "docs/installing.md", "contrib/containerd/reaper-v3.toml"} {
+			if _, err := os.Stat(filepath.Join(top, name)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+
+	t.Run("bills of materials", func(t *testing.T) {
+		for _, p := range []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-install"} {
+			text, err := os.ReadFile(one(t, dist, p+"-*.cdx.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var bom struct {
+				Format     string `json:"bomFormat"`
+				Components []struct {
+					Name string `json:"name"`
+				} `json:"components"`
+			}
+			if err := json.Unmarshal(text, &bom); err != nil || bom.Format != "CycloneDX" {
+				t.Errorf("%s: %v, format %q", p, err, bom.Format)
+			}
+			names := []string{}
+			for _, c := range bom.Components {
+				names = append(names, c.Name)
+			}
+			want := map[string]string{"containerd-shim-reaper-v2": "github.com/containerd/containerd/v2", "reaper-tracer": "golang.org/x/sys", "reaper-install": "k8s.io/cri-api"}[p]
+			if !slices.Contains(names, want) {
+				t.Errorf("%s: components %v, want %s among them", p, names, want)
+			}
+		}
+	})
+
+	t.Run("deb", func(t *testing.T) {
+		testutil.Root(t)
+		deb := one(t, dist, "*.deb")
+		list := run(t, "dpkg-deb", "--contents", deb)
+		for _, p := range programs {
+			if !strings.Contains(list, "./usr/bin/"+p+"\n") {
+				t.Errorf("no %s in\n%s", p, list)
+			}
+		}
+		for line := range strings.Lines(list) {
+			if f := strings.Fields(line); f[1] != "root/root" && f[1] != "0/0" {
+				t.Errorf("owner of %s", line)
+			}
+		}
+		root := t.TempDir()
+		for _, dir := range []string{"var/lib/dpkg/updates", "var/lib/dpkg/info", "etc/containerd/conf.d"} {
+			if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dpkg := func(args ...string) (string, error) {
+			cmd := exec.Command("dpkg", append([]string{"--root=" + root, "--force-script-chrootless", "--force-not-root", "--log=/dev/null"}, args...)...)
+			out, err := cmd.CombinedOutput()
+			return string(out), err
+		}
+		if out, err := dpkg("--install", deb); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		run(t, filepath.Join(root, "usr/bin/containerd-shim-reaper-v2"), "-v")
+		// With the handler still there, and nothing that could take it out, the programs stay.
+		dropIn := filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
+		if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		self := filepath.Join(root, "usr/bin/reaper-install")
+		if err := os.Rename(self, self+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(self, []byte("#!/bin/sh\n[ \"$*\" = uninstall ] || exit 9\nexit 3\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := dpkg("--remove", "containerd-shim-reaper"); err == nil {
+			t.Errorf("removed while in use: %s", out)
+		}
+		if _, err := os.Stat(filepath.Join(root, "usr/bin/containerd-shim-reaper-v2")); err != nil {
+			t.Errorf("the shim went in spite of the refusal: %v", err)
+		}
+		if err := os.Remove(dropIn); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := dpkg("--remove", "containerd-shim-reaper"); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if _, err := os.Stat(filepath.Join(root, "usr/bin/containerd-shim-reaper-v2")); !os.IsNotExist(err) {
+			t.Errorf("left: %v", err)
+		}
+	})
+
+	t.Run("rpm", func(t *testing.T) {
+		text, err := os.ReadFile(one(t, dist, "*.rpm"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The magic of a lead, rpm's lib/rpmlead.c, and the names in the header, which is not compressed.
+		if !bytes.HasPrefix(text, []byte{0xed, 0xab, 0xee, 0xdb}) || !bytes.Contains(text, []byte("containerd-shim-reaper-v2\x00")) {
+			t.Error("no package of rpm with the shim in it")
+		}
+	})
+}
