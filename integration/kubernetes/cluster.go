@@ -123,6 +123,8 @@ func (c *cluster) up(ctx context.Context) error {
 	}
 	if err := c.start("kube-apiserver", "--etcd-servers", etcdURL, "--cert-dir", c.file("certs"),
 		"--bind-address", nodeAddress, "--advertise-address", nodeAddress, "--secure-port", "6443", "--endpoint-reconciler-type", "none",
+		// The node's name is in nobody's DNS.
+		"--kubelet-preferred-address-types", "InternalIP",
 		"--service-cluster-ip-range", "10.96.0.0/24", "--authorization-mode", "Node,RBAC", "--token-auth-file", c.file("tokens"),
 		// Pods here need no token, and so no account.
 		"--disable-admission-plugins", "ServiceAccount", "--service-account-issuer", "https://kubernetes.default.svc",
@@ -350,11 +352,31 @@ func (c *cluster) stopKubelet() error {
 	return c.stop(c.running[i])
 }
 
-// close stops all components, the last one first. Pods that are still there are left to containerd's harness.
+// removePods has the kubelet end all pods that are still there, as after a step that failed.
+func (c *cluster) removePods() error {
+	if len(podCgroups(c.d.CgroupParent)) == 0 || len(c.running) < len(components) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testutil.Slow(stopTimeout))
+	defer cancel()
+	return errors.Join(
+		c.call(ctx, http.MethodDelete, "/apis/apps/v1/namespaces/default/deployments", nil, nil),
+		c.call(ctx, http.MethodDelete, "/api/v1/namespaces/default/pods?gracePeriodSeconds=1", nil, nil),
+		c.wait(ctx, "the end of all pods", stopTimeout, func() (bool, string) {
+			left := podCgroups(c.d.CgroupParent)
+			return len(left) == 0, fmt.Sprint(left)
+		}))
+}
+
+// close ends all pods and stops all components, the last one first. Pods that are there all the same are left to containerd's harness.
 func (c *cluster) close() error {
-	var errs []error
+	errs := []error{c.removePods()}
 	for _, p := range slices.Backward(slices.Clone(c.running)) {
 		errs = append(errs, c.stop(p))
+	}
+	// The kubelet makes its directory a mount of its own (and shared), and leaves it.
+	if out, err := c.d.Command(context.Background(), "umount", c.file("kubelet")).CombinedOutput(); err != nil && !bytes.Contains(out, []byte("not mounted")) {
+		errs = append(errs, fmt.Errorf("unmount the kubelet's directory: %w: %s", err, bytes.TrimSpace(out)))
 	}
 	leftovers := podCgroups(c.d.CgroupParent)
 	if len(leftovers) == 0 {

@@ -68,6 +68,7 @@ func run(ctx context.Context) (err error) {
 		run   func(context.Context, *result) error
 	}{
 		{"RuntimeClass, kubectl exec, annotations", c.execAndAnnotations},
+		{"kinds of probes, restart policies", c.probeKinds},
 		{"readiness probes that leak, for two minutes", c.leakyProbes},
 		{"eviction and deletion", c.evictAndDelete},
 		{fmt.Sprintf("podPidsLimit: %d", pidsLimit), c.limited},

@@ -44,7 +44,10 @@ type (
 		Status struct {
 			Phase, Reason, Message string
 			Conditions             []condition
-			ContainerStatuses      []struct{ ContainerID string }
+			ContainerStatuses      []struct {
+				ContainerID  string
+				RestartCount int
+			}
 		}
 	}
 	event struct {

@@ -37,7 +37,8 @@ type result struct {
 	Machine    benchreport.Machine
 	Versions   []string
 	Exec       []execResult
-	BadMode    string // what Kubernetes says of a pod with a mode that there is not
+	BadMode    string   // what Kubernetes says of a pod with a mode that there is not
+	ProbeKinds []string // runtimes
 	Probes     []sample
 	Evicted    bool
 	Limited    []sample
@@ -125,6 +126,10 @@ func (r result) Markdown() string {
 		fmt.Fprintf(&b, "| `%s` | %s | %d |\n", e.Runtime, mode, e.Left)
 	}
 	fmt.Fprintf(&b, "\nOf a pod with the mode `sometimes` Kubernetes says: `%s`.\n", quoted(r.BadMode))
+	if len(r.ProbeKinds) > 0 {
+		fmt.Fprintf(&b, "\n### Kinds of probes\n\nUnder `%s`: a pod with a startup probe by exec, a readiness probe by HTTP and a liveness probe by TCP is ready "+
+			"and stays; one whose liveness probe finds a closed port is restarted, and with `restartPolicy: Never` it ends.\n", strings.Join(r.ProbeKinds, "` and `"))
+	}
 	if r.Evicted {
 		b.WriteString("\n### Eviction and deletion\n\nNothing was left of the evicted and of the deleted pods: no process, shim, container, cgroup or directory.\n")
 	}
