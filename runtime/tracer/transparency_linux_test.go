@@ -343,6 +343,9 @@ func (s *sitter) faults(b bounds) []string {
 		took := time.Duration(r.number(s.t, "us")) * time.Microsecond
 		left := time.Duration(r.number(s.t, "left")) * time.Microsecond
 		slack := b.slack
+		if strings.HasPrefix(call, "recvmsg") {
+			slack += s.timeout / 8 // SO_RCVTIMEO sleeps by the timer wheel, which is that coarse (kernel/time/timer.c)
+		}
 		if writesBack(call) {
 			slack += b.stopped + time.Duration(b.attached)*time.Millisecond
 		}
