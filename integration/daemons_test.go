@@ -162,15 +162,7 @@ func TestDaemonRestart(t *testing.T) {
 			if code := waitStatus(t, later.Task); code != 7 {
 				t.Errorf("status %d, want 7", code)
 			}
-			exits := func(c *harness.Container) int {
-				n := 0
-				for _, x := range events.Exits(c.ID()) {
-					if x.ID == c.ID() {
-						n++
-					}
-				}
-				return n
-			}
+			exits := func(c *harness.Container) int { return len(events.ExitsOf(c.ID(), c.ID())) }
 			testutil.Eventually(t, 10*time.Second, func() (bool, string) {
 				return exits(later) > 0, "no exit event"
 			})

@@ -48,18 +48,14 @@ func TestExitUnderAttaches(t *testing.T) {
 		if err := syscall.Kill(c.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		var exit *apievents.TaskExit
+		var exits []*apievents.TaskExit
 		testutil.Eventually(t, 20*time.Second, func() (bool, string) {
-			for _, x := range events.Exits(c.ID()) {
-				if x.GetID() == c.ID() {
-					exit = x
-				}
-			}
-			return exit != nil, "no exit"
+			exits = events.ExitsOf(c.ID(), c.ID())
+			return len(exits) > 0, "no exit"
 		})
 		took[ours] = append(took[ours], time.Since(began))
-		if exit.GetExitStatus() != 128+uint32(syscall.SIGKILL) {
-			t.Errorf("exit status %d, want 137", exit.GetExitStatus())
+		if status := exits[len(exits)-1].GetExitStatus(); status != 128+uint32(syscall.SIGKILL) {
+			t.Errorf("exit status %d, want 137", status)
 		}
 		if _, err := leak.Finish(t.Context()); err != nil {
 			t.Fatal(err)

@@ -18,16 +18,6 @@ import (
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
-// own counts the exit events that bear an ID, which is the container's or an exec's.
-func own(events *harness.Events, container, id string) (n int, last *apievents.TaskExit) {
-	for _, x := range events.Exits(container) {
-		if x.GetID() == id {
-			n, last = n+1, x
-		}
-	}
-	return n, last
-}
-
 // TestFlood: thousands of orphans, each reported, and a containerd that is away in the middle of it, neither delay nor reorder nor
 // lose or double the exits of execs and containers (B7, B8, C5 and C6 of the attacks on the design).
 func TestFlood(t *testing.T) {
@@ -68,8 +58,7 @@ func TestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 		testutil.Eventually(t, time.Second, func() (bool, string) {
-			n, _ := own(events, c.ID(), r.ID)
-			return n > 0, "no exit event of an exec, and a thousand of orphans"
+			return len(events.ExitsOf(c.ID(), r.ID)) > 0, "no exit event of an exec, and a thousand of orphans"
 		})
 		if r.Code != uint32(i) {
 			t.Errorf("exec ended with %d, want %d", r.Code, i)
@@ -121,13 +110,13 @@ func TestFlood(t *testing.T) {
 	time.Sleep(away) // not for anything to happen: it has to be away that long
 	resume()
 	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
-		n, _ := own(events, c.ID(), c.ID())
-		return n > 0, "no exit event of the container"
+		return len(events.ExitsOf(c.ID(), c.ID())) > 0, "no exit event of the container"
 	})
 	flood(other, 200) // time enough for a second one to come
-	n, x := own(events, c.ID(), c.ID())
-	if n != 1 || x.GetExitStatus() != 137 {
-		t.Errorf("%d exit events of the container, the last with status %d; want one with 137", n, x.GetExitStatus())
+	exits := events.ExitsOf(c.ID(), c.ID())
+	x := exits[len(exits)-1]
+	if len(exits) != 1 || x.GetExitStatus() != 137 {
+		t.Errorf("%d exit events of the container, the last with status %d; want one with 137", len(exits), x.GetExitStatus())
 	}
 	if late := x.GetExitedAt().AsTime().Sub(died); late > time.Second || late < -time.Second {
 		t.Errorf("it says that the container ended %v later than it did", late)

@@ -40,7 +40,7 @@ func TestShimKilled(t *testing.T) {
 		}
 		var exits []*apievents.TaskExit
 		testutil.Eventually(t, 20*time.Second, func() (bool, string) {
-			exits = harness.Payloads(events, func(x *apievents.TaskExit) bool { return x.ContainerID == c.ID() && x.ID == c.ID() })
+			exits = events.ExitsOf(c.ID(), c.ID())
 			return len(exits) > 0 && !init.Alive(), fmt.Sprintf("%d exits, init alive: %v", len(exits), init.Alive())
 		})
 		testutil.Eventually(t, 10*time.Second, func() (bool, string) {

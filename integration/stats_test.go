@@ -102,11 +102,11 @@ func TestOrphanEvents(t *testing.T) {
 		t.Errorf("final statistics %v; want %d reaped by the tracer", final, len(want))
 	}
 	for _, id := range execs {
-		if n := len(harness.Payloads(events, func(e *apievents.TaskExit) bool { return e.GetContainerID() == c.ID() && e.GetID() == id })); n != 1 {
+		if n := len(events.ExitsOf(c.ID(), id)); n != 1 {
 			t.Errorf("%d exits carry the ID of exec %s, want one", n, id)
 		}
 	}
-	inits := harness.Payloads(events, func(e *apievents.TaskExit) bool { return e.GetContainerID() == c.ID() && e.GetID() == c.ID() })
+	inits := events.ExitsOf(c.ID(), c.ID())
 	if len(inits) != 1 {
 		t.Errorf("%d exits carry the ID of the container, want one", len(inits))
 	}

@@ -102,15 +102,7 @@ func write(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(&b, "\n%s\n\n```\n$ reaperctl %s\n%s```\n", r.text, strings.Join(r.args, " "), shown.Replace(out))
 	}
-	old, err := os.ReadFile(page)
-	if err != nil {
-		return err
-	}
-	renewed, err := benchreport.Renew(string(old), target, b.String())
-	if err != nil {
-		return fmt.Errorf("%s: %w", page, err)
-	}
-	return os.WriteFile(page, []byte(renewed), 0o644)
+	return benchreport.RenewFile(page, target, b.String())
 }
 
 // start makes the containers and waits until what they leak is there, or gone.

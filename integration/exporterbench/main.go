@@ -97,10 +97,6 @@ func bench(ctx context.Context, most int, length time.Duration) (err error) {
 	if err != nil {
 		return err
 	}
-	old, err := os.ReadFile(page)
-	if err != nil {
-		return err
-	}
 	text := fmt.Sprintf(`%s, Linux %s, %d CPUs, load %s (others used the machine), containerd %s. Containers that were started in %v with a zombie each, %d at most; %d scrapes,
 every one of which asks containerd and each shim.
 
@@ -110,12 +106,8 @@ every one of which asks containerd and each shim.
 `, time.Now().UTC().Format(time.DateOnly), benchreport.FirstLine("uname", "-r"), runtime.NumCPU(), load, version(ctx, d), length, most, scrapes,
 		started, benchreport.Quantile(took, 0.5), benchreport.Quantile(took, 0.9), benchreport.Quantile(took, 1),
 		float64((after-before).Milliseconds())/scrapes, samples, size/1000)
-	renewed, err := benchreport.Renew(string(old), target, text)
-	if err != nil {
-		return fmt.Errorf("%s: %w", page, err)
-	}
 	fmt.Print(text)
-	return os.WriteFile(page, []byte(renewed), 0o644)
+	return benchreport.RenewFile(page, target, text)
 }
 
 // start starts containers until there are enough or the time is over. The caller must remove them, also where it fails.

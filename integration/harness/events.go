@@ -102,6 +102,11 @@ func (e *Events) Exits(container string) []*apievents.TaskExit {
 	return Payloads(e, func(x *apievents.TaskExit) bool { return x.ContainerID == container })
 }
 
+// ExitsOf returns those that bear one ID: the container's own for its init, or that of an exec.
+func (e *Events) ExitsOf(container, id string) []*apievents.TaskExit {
+	return Payloads(e, func(x *apievents.TaskExit) bool { return x.ContainerID == container && x.ID == id })
+}
+
 // OrphanExits returns the TaskExit events so far of orphans that the shim reaped in a container.
 func (e *Events) OrphanExits(container string) []*apievents.TaskExit {
 	return Payloads(e, func(x *apievents.TaskExit) bool {

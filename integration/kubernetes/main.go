@@ -79,19 +79,7 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	r.Machine.LoadEnd = benchreport.Load()
-	return writePage(filepath.Join(root, page), r.Markdown())
-}
-
-func writePage(file, text string) error {
-	old, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	renewed, err := benchreport.Renew(string(old), target, text)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	return os.WriteFile(file, []byte(renewed), 0o644)
+	return benchreport.RenewFile(filepath.Join(root, page), target, r.Markdown())
 }
 
 // wait waits for a condition, and gives up when the context or a component of the cluster ends. The state that the condition

@@ -119,15 +119,20 @@ func Keep(r, into Result, dataFile, docFile, target string) error {
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("parse %s: %w", dataFile, err)
 	}
-	page, err := os.ReadFile(docFile)
+	return RenewFile(docFile, target, into.Tables())
+}
+
+// RenewFile is Renew for a page in a file.
+func RenewFile(file, target, text string) error {
+	old, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	out, err := Renew(string(page), target, into.Tables())
+	out, err := Renew(string(old), target, text)
 	if err != nil {
-		return fmt.Errorf("%s: %w", docFile, err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
-	return os.WriteFile(docFile, []byte(out), 0o644)
+	return os.WriteFile(file, []byte(out), 0o644)
 }
 
 // Renew replaces what stands between the marks of a make target.

@@ -106,22 +106,29 @@ func (in *Installer) prepare() (unlock func(), err error) {
 	return func() { lock.Close() }, nil
 }
 
-// Install installs or upgrades. A second call changes nothing.
-func (in *Installer) Install(ctx context.Context) error {
+// begin prepares a run and looks at the node as it is. The caller must call end.
+func (in *Installer) begin(ctx context.Context) (before dump, d *daemon, end func(), err error) {
 	unlock, err := in.prepare()
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
-	defer unlock()
-	before, err := in.dumpCurrent(ctx)
+	if before, err = in.dumpCurrent(ctx); err == nil {
+		d, err = in.connect(before)
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, nil, err
+	}
+	return before, d, func() { d.close(); unlock() }, nil
+}
+
+// Install installs or upgrades. A second call changes nothing.
+func (in *Installer) Install(ctx context.Context) error {
+	before, d, end, err := in.begin(ctx)
 	if err != nil {
 		return err
 	}
-	d, err := in.connect(before)
-	if err != nil {
-		return err
-	}
-	defer d.close()
+	defer end()
 	if err := in.checkPath(ctx, d); err != nil {
 		return err
 	}
@@ -541,20 +548,11 @@ func (in *Installer) await(ctx context.Context, what string, ready func(context.
 // Uninstall takes the handler and the programs away. While a task of ours exists it changes nothing and returns ErrInUse: the
 // restart of a container of a running pod needs the handler, and its end needs the shim.
 func (in *Installer) Uninstall(ctx context.Context) error {
-	unlock, err := in.prepare()
+	before, d, end, err := in.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	before, err := in.dumpCurrent(ctx)
-	if err != nil {
-		return err
-	}
-	d, err := in.connect(before)
-	if err != nil {
-		return err
-	}
-	defer d.close()
+	defer end()
 	if err := in.awaitUnused(ctx, d); err != nil {
 		return err
 	}
