@@ -46,6 +46,14 @@ build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
+# Tracing is linked in by containerd's own tag. It makes the shim larger (docs/tracing.md), so whoever wants it installs this directory.
+.PHONY: build-tracing
+build-tracing: build ## The commands once more in bin/tracing, with a shim that can send OpenTelemetry traces: docs/tracing.md.
+	@mkdir -p $(BIN)/tracing
+	@cd $(BIN) && ln -f $(filter-out containerd-shim-reaper-v2,$(COMMANDS)) reaper-init tracing/
+	@echo "build tracing/containerd-shim-reaper-v2"
+	@CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags shim_tracing -ldflags '$(LDFLAGS)' -o $(BIN)/tracing/ ./cmd/containerd-shim-reaper-v2
+
 # reaper-init is C without a C library: its memory counts against the limit of every container that it is in.
 CC_ARM64       ?= aarch64-linux-gnu-gcc
 INIT_SOURCES   := $(wildcard cmd/reaper-init/src/*.c)
@@ -218,6 +226,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 vet: ## go vet, for amd64 and arm64.
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
+	$(GO) vet -tags shim_tracing ./cmd/containerd-shim-reaper-v2 ./shim
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
@@ -232,6 +241,7 @@ GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --
 test-unit: $(TOOLS)/gotestsum $(TOOLS)/promtool ## Unit tests with the race detector (PKGS=, RUN=).
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
 		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
+	$(if $(RUN)$(filter-out ./...,$(PKGS)),,$(GO) test -tags shim_tracing -run 'Tracing|Span' ./shim)
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
@@ -243,7 +253,7 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	done
 
 .PHONY: test-integration
-test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
+test-integration: tools testprogs build-tracing $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GOTESTSUM) --packages="$(INTEGRATION_PKGS)" -- -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 # What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
@@ -354,6 +364,10 @@ docs-exporter: ## The table of metrics in docs/exporter.md.
 bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
 	$(GO) run ./integration/exporterbench
 
+.PHONY: bench-tracing
+bench-tracing: tools testprogs build-tracing ## What OpenTelemetry costs a shim, off and on: docs/tracing.md (as root).
+	$(GO) run ./integration/tracingbench
+
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
 	@$(MAKE) --no-print-directory deps
@@ -448,7 +462,7 @@ test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the 
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
-	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
+	rm -rf $(TESTPROGS) $(BIN)/tracing $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
 
 .PHONY: docs
 docs: ## Render the pictures in docs/ (needs graphviz).
