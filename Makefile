@@ -103,6 +103,13 @@ deps: ## Install missing Debian packages (as root).
 	apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
 
+# TestStatusPage looks at the exporter's page in it, make screens takes pictures. The demo does without.
+BROWSER_PACKAGES ?= chromium fonts-dejavu-core
+
+.PHONY: deps-browser
+deps-browser: ## Install Chromium, for TestStatusPage and screens (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(BROWSER_PACKAGES)'
+
 # For the virtual machines of test-arm64 and test-vm. qemu-system-*: the machines; gcc-aarch64-linux-gnu and its libc: the test
 # programs. None of it is needed by "make test".
 VM_PACKAGES ?= qemu-system-arm qemu-system-x86 gcc-aarch64-linux-gnu libc6-dev-arm64-cross debian-archive-keyring
@@ -212,7 +219,7 @@ testprogs: $(TESTPROG_B) ## Compile the static programs that run inside test con
 .PHONY: test
 test: export REAPER_TEST_REQUIRE = 1
 test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fuzz and integration tests (as root).
-	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory deps deps-browser
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(MAKE) --no-print-directory vet
 	@$(MAKE) --no-print-directory lint
@@ -363,6 +370,12 @@ docs-exporter: ## The table of metrics in docs/exporter.md.
 .PHONY: bench-exporter
 bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
 	$(GO) run ./integration/exporterbench
+
+.PHONY: screens
+screens: ## The pictures in docs/screens: reaperctl, the demo and the status page as they run (as root).
+	@$(MAKE) --no-print-directory deps deps-browser
+	@$(MAKE) --no-print-directory tools testprogs build
+	$(GO) run ./integration/screens
 
 .PHONY: bench-tracing
 bench-tracing: tools testprogs build-tracing ## What OpenTelemetry costs a shim, off and on: docs/tracing.md (as root).
