@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -181,7 +183,7 @@ func TestTracing(t *testing.T) {
 	}
 
 	for _, method := range []string{"Create", "Start", "Delete"} {
-		call := c.wait(leaky.ID(), method, func(s span) bool { return s.GetName() == "containerd.task.v3.Task/"+method })[0]
+		call := c.wait(leaky.ID(), method, func(s span) bool { return strings.HasSuffix(s.GetName(), ".Task/"+method) })[0]
 		if call.GetKind() != trace.Span_SPAN_KIND_SERVER {
 			t.Errorf("%s: kind %v", method, call.GetKind())
 		}
@@ -289,4 +291,33 @@ func TestTracingOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTracingHungCollector: a collector that takes connections and says nothing keeps no container from starting, being reaped below
+// and ending, and no shim from going.
+func TestTracingHungCollector(t *testing.T) {
+	reaper(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	d := ownDaemon(t, harness.Options{Bin: tracingBuild(t), Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + listener.Addr().String(),
+		"OTEL_BSP_SCHEDULE_DELAY=100"}})
+	// Connections wait in the backlog (listen(2)), as they do for a collector that hangs.
+	leaky := run(t, d, harness.Spec{Runtime: harness.ReaperRuntime, Args: []string{"/bin/pause1", "poll"}})
+	exec(t, leaky, "/bin/leak", "-n", "2")
+	allGone(t, leaky)
+	shim, err := leaky.Shim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), testutil.Slow(5*time.Second)) // the exporter's own time-out is ten
+	defer cancel()
+	if err := leaky.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		return !exists(fmt.Sprintf("/proc/%d", shim.PID)), fmt.Sprintf("shim %d is alive", shim.PID)
+	})
 }
