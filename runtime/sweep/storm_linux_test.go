@@ -235,6 +235,7 @@ func TestRoomBetweenAttaches(t *testing.T) {
 	)
 	r := &recorder{}
 	r.answer = func(req tracer.Request) tracer.Report {
+		time.Sleep(req.Rest)
 		stops = append(stops, time.Now())
 		if req.MaxStop != sweep.MaxStop {
 			t.Errorf("a stop of %v was asked for", req.MaxStop)

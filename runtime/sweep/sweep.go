@@ -583,13 +583,15 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			due = due[size:]
 			continue
 		}
-		if wait := time.Until(s.restUntil); wait > 0 {
+		rest := max(0, time.Until(s.restUntil))
+		if more := rest - tracer.MaxRest; more > 0 {
 			select {
 			case <-ctx.Done():
 				return reaped, true
-			case <-time.After(wait):
+			case <-time.After(more):
 			}
 		}
+		req.Rest = min(rest, tracer.MaxRest)
 		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
 		reaped = append(reaped, got...)
 		if !ok {
