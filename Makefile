@@ -46,6 +46,14 @@ build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
+# Tracing is linked in by containerd's own tag. It makes the shim larger (docs/tracing.md), so whoever wants it installs this directory.
+.PHONY: build-tracing
+build-tracing: build ## The commands once more in bin/tracing, with a shim that can send OpenTelemetry traces: docs/tracing.md.
+	@mkdir -p $(BIN)/tracing
+	@cd $(BIN) && ln -f $(filter-out containerd-shim-reaper-v2,$(COMMANDS)) reaper-init tracing/
+	@echo "build tracing/containerd-shim-reaper-v2"
+	@CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags shim_tracing -ldflags '$(LDFLAGS)' -o $(BIN)/tracing/ ./cmd/containerd-shim-reaper-v2
+
 # reaper-init is C without a C library: its memory counts against the limit of every container that it is in.
 CC_ARM64       ?= aarch64-linux-gnu-gcc
 INIT_SOURCES   := $(wildcard cmd/reaper-init/src/*.c)
@@ -94,6 +102,13 @@ deps: ## Install missing Debian packages (as root).
 	echo "install$$missing"; \
 	apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
+
+# TestStatusPage looks at the exporter's page in it, make screens takes pictures. The demo does without.
+BROWSER_PACKAGES ?= chromium fonts-dejavu-core
+
+.PHONY: deps-browser
+deps-browser: ## Install Chromium, for TestStatusPage and screens (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(BROWSER_PACKAGES)'
 
 # For the virtual machines of test-arm64 and test-vm. qemu-system-*: the machines; gcc-aarch64-linux-gnu and its libc: the test
 # programs. None of it is needed by "make test".
@@ -204,7 +219,7 @@ testprogs: $(TESTPROG_B) ## Compile the static programs that run inside test con
 .PHONY: test
 test: export REAPER_TEST_REQUIRE = 1
 test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fuzz and integration tests (as root).
-	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory deps deps-browser
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(MAKE) --no-print-directory vet
 	@$(MAKE) --no-print-directory lint
@@ -218,6 +233,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 vet: ## go vet, for amd64 and arm64.
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
+	$(GO) vet -tags shim_tracing ./cmd/containerd-shim-reaper-v2 ./shim
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
@@ -232,6 +248,7 @@ GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --
 test-unit: $(TOOLS)/gotestsum $(TOOLS)/promtool ## Unit tests with the race detector (PKGS=, RUN=).
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
 		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
+	$(if $(RUN)$(filter-out ./...,$(PKGS)),,$(GO) test -tags shim_tracing -run 'Tracing|Span' ./shim)
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
@@ -243,7 +260,7 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	done
 
 .PHONY: test-integration
-test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
+test-integration: tools testprogs build-tracing $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GOTESTSUM) --packages="$(INTEGRATION_PKGS)" -- -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 # What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
@@ -354,6 +371,16 @@ docs-exporter: ## The table of metrics in docs/exporter.md.
 bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
 	$(GO) run ./integration/exporterbench
 
+.PHONY: screens
+screens: ## The pictures in docs/screens: reaperctl, the demo and the status page as they run (as root).
+	@$(MAKE) --no-print-directory deps deps-browser
+	@$(MAKE) --no-print-directory tools testprogs build
+	$(GO) run ./integration/screens
+
+.PHONY: bench-tracing
+bench-tracing: tools testprogs build-tracing ## What OpenTelemetry costs a shim, off and on: docs/tracing.md (as root).
+	$(GO) run ./integration/tracingbench
+
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
 	@$(MAKE) --no-print-directory deps
@@ -448,7 +475,7 @@ test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the 
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
-	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
+	rm -rf $(TESTPROGS) $(BIN)/tracing $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
 
 .PHONY: docs
 docs: ## Render the pictures in docs/ (needs graphviz).

@@ -39,6 +39,7 @@ type service struct {
 	hostNS    uint64 // inode of the shim's PID namespace
 	events    *eventPublisher
 	children  *children
+	spans     *spans // nil: off
 	// tracer is nil where there is none; tracerReason then says why.
 	tracer       *tracer.Client
 	tracerReason string
@@ -51,7 +52,7 @@ type service struct {
 	watchers map[uint64]*watcher // by inode of the PID namespace
 }
 
-func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service) (*service, error) {
+func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service, sp *spans) (*service, error) {
 	namespace, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return nil, err
@@ -69,6 +70,7 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		namespace:        namespace,
 		proc:             procfs.New(os.DirFS("/proc")),
 		events:           events,
+		spans:            sp,
 		tasks:            make(map[string]*task),
 		watchers:         make(map[uint64]*watcher),
 	}
@@ -276,7 +278,7 @@ func (s *service) watch(t *task) {
 	}
 	var r sweep.Reaper
 	if mode == ModeAssist {
-		r = s.tracer
+		r = s.spans.reaper(s.tracer, t.id)
 	}
 	w, err := s.startWatcher(t, r)
 	if err != nil {

@@ -185,7 +185,10 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		}
 		sweeper.SetCgroups(dirs)
 		sweeper.SetShared(shared)
-		res, err := now.sweep(ctx, sweeper)
+		spanCtx, span := w.s.spans.sweep(ctx, w.owner.id, now, w.stats.Refusals) // written by this goroutine alone
+		res, err := now.sweep(spanCtx, sweeper)
+		stats := sweeper.Stats()
+		span.end(now, res, stats.Refusals, err)
 		now.answer(sweeper, res, err)
 		if errors.Is(err, sweep.ErrInitGone) {
 			return
@@ -200,7 +203,6 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			log.L.WithField("id", w.owner.id).Infof("PID 1 was not made to reap: %s (%s); it will be tried again", d.Reason, d.Detail)
 		}
 
-		stats := sweeper.Stats()
 		if w.owner.forks.update(stats, time.Now()) {
 			res.Changed = true
 		}
