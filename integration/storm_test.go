@@ -303,7 +303,7 @@ func TestStormLong(t *testing.T) {
 					if leak.rate == 0 && n > count/2 {
 						// The rest of the machine needs PIDs as well. The signal is for all whom PID 1 adopts from.
 						killBelow(cmd.Process.Pid)
-						<-done
+						_ = <-done // killed
 						ended = true
 					}
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type service struct {
 	tracerReason string
 	// tracerFile keeps the executable that fits this shim, whatever an upgrade puts in its place.
 	tracerFile *os.File
+	group      *group // nil where this is the shim of one pod
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
@@ -74,6 +76,9 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 	}
 	if s.hostNS, err = s.proc.PIDNamespace(procfs.HostPID(os.Getpid())); err != nil {
 		return nil, fmt.Errorf("find the shim's own PID namespace: %w", err)
+	}
+	if s.group, err = currentGroup(); err != nil {
+		return nil, fmt.Errorf("find out whose shim this is: %w", err)
 	}
 	s.findTracer()
 	s.children = newChildren(s)
@@ -115,11 +120,20 @@ func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 
 // Create makes the container. The only thing that fails here and would not with runc is a bad option or annotation.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	resp, err := s.create(ctx, r)
+	if err != nil && s.group != nil && s.task(r.ID) == nil {
+		_ = os.Remove(s.group.member(r.ID))
+	}
+	return resp, err
+}
+
+func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	cfg, annotations, err := s.prepare(r)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 	}
 	t := newTask(r.ID, cfg)
+	t.bundle = r.Bundle
 	if cfg.Mode == ModeInit {
 		var reason string
 		if t.reportDir, reason, err = insertInit(ctx, r, annotations); err != nil {
@@ -145,6 +159,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.mu.Lock()
 	s.tasks[r.ID] = t
+	s.joinGroup(t)
 	s.mu.Unlock()
 	end(int(resp.Pid))
 	return resp, nil
@@ -289,6 +304,67 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return resp, err
 }
 
+// joinGroup is called with s.mu held, for a task that is there.
+func (s *service) joinGroup(t *task) {
+	if s.group == nil {
+		return
+	}
+	for _, other := range s.tasks {
+		if other.bundle == s.group.log {
+			return
+		}
+	}
+	s.group.logTo(t.bundle) // that of the one before went with it
+}
+
+// leaveGroup takes a task out of its group. The log goes to the bundle of one that is left. Called with s.mu held.
+func (s *service) leaveGroup(t *task) {
+	if s.group == nil {
+		return
+	}
+	_ = os.Remove(s.group.member(t.id))
+	if s.group.log != t.bundle {
+		return
+	}
+	for _, other := range s.tasks {
+		s.group.logTo(other.bundle)
+		return
+	}
+}
+
+// Shutdown ends the shim if it has no tasks left. That of a group waits for those that have been sent to it as well, and takes its
+// socket away first: whoever starts next must not find it.
+func (s *service) Shutdown(ctx context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if s.group == nil {
+		return s.TTRPCTaskService.Shutdown(ctx, r)
+	}
+	unlock, err := s.group.lock()
+	if err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("shut down: %w", err))
+	}
+	defer unlock()
+	s.mu.Lock()
+	busy := len(s.tasks) > 0
+	s.mu.Unlock()
+	if busy {
+		return &emptypb.Empty{}, nil
+	}
+	if wait := s.group.announced(time.Now()); wait > 0 {
+		time.AfterFunc(wait, func() { _, _ = s.Shutdown(context.WithoutCancel(ctx), r) })
+		return &emptypb.Empty{}, nil
+	}
+	name := filepath.Join(s.group.dir, addressFile)
+	if address, err := os.ReadFile(name); err == nil {
+		_ = ctrdshim.RemoveSocket(string(address))
+		_ = os.Remove(name)
+	}
+	// What containerd's code does at the very end looks for an address where it is: by then the next shim's can be there.
+	if err := os.Chdir("/"); err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("shut down: %w", err))
+	}
+	return s.TTRPCTaskService.Shutdown(ctx, r)
+}
+
 // forget ends all that is kept about a task and publishes its last statistics.
 func (s *service) forget(id string) {
 	s.mu.Lock()
@@ -298,6 +374,7 @@ func (s *service) forget(id string) {
 		s.mu.Unlock()
 		return
 	}
+	s.leaveGroup(t)
 	if mode, _ := t.effective(); mode == ModeOff {
 		s.mu.Unlock()
 		return

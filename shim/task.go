@@ -21,8 +21,9 @@ import (
 
 // task is what the shim knows of one container, beyond what the wrapped service knows.
 type task struct {
-	id  string
-	cfg Config
+	id     string
+	bundle string
+	cfg    Config
 
 	mu sync.Mutex
 	// mode is the one in force, and reason says why it is not cfg.Mode. Guarded by mu.
