@@ -82,6 +82,8 @@ const (
 	// can do is due it is only hurryFactor, in quarters: still more than it is stopped for.
 	restFactor  = 4
 	hurryFactor = 5
+	// overdueAfter is for how long PID 1 may be too busy to be stopped at leisure.
+	overdueAfter = time.Second
 	// maxReap is how long a sweep goes on with its attaches before it reports.
 	maxReap = 500 * time.Millisecond
 	// walkShare is the part of one CPU, as 1/n, that the walks for rule L may take.
@@ -521,19 +523,11 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 
 // dueAt returns when a zombie may be reaped; ok is false when it may not.
 func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
-	age := time.Duration(0)
-	switch {
-	case z.judgement.Verdict == lineage.Adopted && s.impatient:
+	if z.judgement.Verdict == lineage.Adopted && s.impatient {
 		return z.firstSeen, true
-	case z.judgement.Verdict == lineage.Adopted:
-		age = s.grace
-	case z.judgement.Contradiction:
-		return at, false // somebody should look first
-	case z.judgement.Verdict == lineage.Own && s.cfg.ReapOwn > 0:
-		age = s.cfg.ReapOwn
-	case z.judgement.Verdict == lineage.Unproven && s.cfg.ReapUnproven > 0:
-		age = max(s.cfg.ReapUnproven, s.grace)
-	default:
+	}
+	age, ok := s.dueAge(z)
+	if !ok {
 		return at, false
 	}
 	at = z.firstSeen.Add(age)
@@ -544,6 +538,26 @@ func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
 		at = s.retryAt
 	}
 	return at, true
+}
+
+// dueAge returns how long a zombie must have been seen before it may be reaped; ok is false when it may not.
+func (s *Sweeper) dueAge(z *zombie) (age time.Duration, ok bool) {
+	switch {
+	case z.judgement.Verdict == lineage.Adopted:
+		return s.grace, true
+	case z.judgement.Contradiction: // somebody should look first
+	case z.judgement.Verdict == lineage.Own && s.cfg.ReapOwn > 0:
+		return s.cfg.ReapOwn, true
+	case z.judgement.Verdict == lineage.Unproven && s.cfg.ReapUnproven > 0:
+		return max(s.cfg.ReapUnproven, s.grace), true
+	}
+	return 0, false
+}
+
+// overdue reports whether a zombie has waited for so long that PID 1 is stopped in the middle of its work for it.
+func (s *Sweeper) overdue(z *zombie, now time.Time) bool {
+	age, _ := s.dueAge(z)
+	return now.Sub(z.firstSeen) > age+overdueAfter
 }
 
 func (s *Sweeper) nextDue() time.Time {
@@ -592,6 +606,7 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			}
 		}
 		req.Rest = min(rest, tracer.MaxRest)
+		req.Running = s.overdue(batch[0], s.cfg.Now())
 		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
 		reaped = append(reaped, got...)
 		if !ok {
