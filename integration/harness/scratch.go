@@ -33,6 +33,32 @@ func AdoptMounts(dir string, pid int) error {
 	return os.WriteFile(filepath.Join(dir, mountNSFile), []byte(namespace), 0o600)
 }
 
+// MakeCgroups makes the cgroup with this path in each hierarchy, and returns the files that take processes into it.
+func MakeCgroups(path string) ([]string, error) {
+	var files []string
+	for _, h := range cgroupMounts() {
+		dir := filepath.Join(h.mountPoint, path)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make cgroup: %w", err)
+		}
+		// Of version 1: no process gets in while they are empty (cpuset(7)).
+		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if h.unified || !slices.Contains(h.controllers, "cpuset") {
+				continue
+			}
+			text, err := os.ReadFile(filepath.Join(h.mountPoint, name))
+			if err != nil {
+				return nil, fmt.Errorf("make cgroup: %w", err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+				return nil, fmt.Errorf("make cgroup: %w", err)
+			}
+		}
+		files = append(files, filepath.Join(dir, "cgroup.procs"))
+	}
+	return files, nil
+}
+
 // Clear kills what belongs to the directory, and removes it with its cgroups; so it does with what is in the given cgroup, for
 // programs that let nobody choose theirs. It returns a LeakError that names the processes.
 func Clear(dir, cgroup string) error {
