@@ -213,6 +213,8 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-crun
 	@$(MAKE) --no-print-directory test-oldest
+	@$(MAKE) --no-print-directory test-manifests
+	@$(MAKE) --no-print-directory test-packages SHORT=1
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -310,7 +312,9 @@ e2e-kubernetes: ## A Kubernetes cluster of one node, with leaky pods under runc.
 $(TOOLS)/helm: integration/tools/helm/go.mod
 	@mkdir -p $(TOOLS)
 	@echo "build tools/helm"
-	@cd integration/tools/helm && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ helm.sh/helm/v3/cmd/helm
+	@cd integration/tools/helm && version=$$($(GO) list -m -f '{{.Version}}' helm.sh/helm/v3) && \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS) -X helm.sh/helm/v3/internal/version.version=$$version" \
+		-o $@ helm.sh/helm/v3/cmd/helm
 
 # Debian's buildah, with the libraries that a machine may lack: unpacked and not installed.
 $(TOOLS)/buildah/usr/bin/buildah:
@@ -416,10 +420,11 @@ bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data
 # Without a tag: a number that grows.
 ifndef VERSION
 VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
-VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+COMMITS   := $(shell git rev-list --count HEAD 2>/dev/null)
+VERSION   := $(or $(VERSION),0.0.0-$(if $(COMMITS),$(COMMITS)-$(shell git describe --always --dirty 2>/dev/null),unknown))
 endif
 ifndef SOURCE_DATE_EPOCH
-SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 endif
 DIST      ?= $(CURDIR)/dist
 RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
@@ -462,8 +467,8 @@ deb rpm: build-release $(TOOLS)/nfpm ## A package for amd64 in dist/.
 	@VERSION=$(VERSION) BUILD=$(DIST)/build $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $@ -t $(DIST)/
 
 .PHONY: test-packages
-test-packages: ## Are packages and archives the same each time, and do they install?
-	$(GO) test -tags packages -count=1 -timeout 20m -v ./integration/packages
+test-packages: $(TOOLS)/nfpm $(TOOLS)/cyclonedx-gomod ## Do packages and archives install, and are they the same each time (not with SHORT=1)?
+	$(GO) test -tags packages -count=1 -timeout 20m $(if $(SHORT),-short,-v) ./integration/packages
 
 .PHONY: test-manifests
 test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the types of Kubernetes' API.

@@ -17,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/reaper-shim/reaper/integration/compare"
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/install"
@@ -31,6 +30,7 @@ const (
 	installImage     = "localhost/reaper/reaper-install"
 	installTag       = "test"
 	installNamespace = "kube-reaper"
+	buildahTool      = "buildah/usr/bin/buildah" // in bin/tools
 	readyLabel       = "io.containerd.reaper/ready"
 	classesPath      = "/apis/node.k8s.io/v1/runtimeclasses"
 )
@@ -52,7 +52,7 @@ func runInstall(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, tool := range append(slices.Concat(components, machineTools, install.Programs), "kubectl", "helm", "buildah/usr/bin/buildah", "goodinit") {
+	for _, tool := range append(slices.Concat(components, machineTools, install.Programs), "kubectl", "helm", buildahTool, "goodinit") {
 		if _, err := testutil.FindTool(tool); err != nil {
 			return err
 		}
@@ -153,8 +153,12 @@ func (c *installation) up(ctx context.Context, dir, env string) error {
 	if err != nil {
 		return err
 	}
-	first, _, _ := strings.Cut(version, " (")
-	c.result.Versions = append(c.result.Versions, first, compare.ToolVersion(c.root, "buildah/usr/bin/buildah"))
+	systemdVersion, _, _ := strings.Cut(version, " (")
+	if version, err = c.buildah(ctx, "--version"); err != nil {
+		return err
+	}
+	buildahVersion, _, _ := strings.Cut(strings.Replace(version, " version ", " ", 1), " (")
+	c.result.Versions = append(c.result.Versions, systemdVersion, buildahVersion)
 	out, err := c.command(ctx, "helm", "version", "--template", "Helm {{.Version}}").Output()
 	if err != nil {
 		return fmt.Errorf("helm version: %w", err)
@@ -193,14 +197,6 @@ func (c *installation) up(ctx context.Context, dir, env string) error {
 
 // buildImage builds the image of contrib/image/Dockerfile, as an archive.
 func (c *installation) buildImage(ctx context.Context, dir string) ([]byte, error) {
-	tool, err := testutil.FindTool("buildah/usr/bin/buildah")
-	if err != nil {
-		return nil, err
-	}
-	libraries, err := filepath.Glob(filepath.Join(filepath.Dir(tool), "../lib/*-linux-gnu"))
-	if err != nil {
-		return nil, err
-	}
 	storage, archive := filepath.Join(dir, "buildah"), filepath.Join(dir, "image.tar")
 	policy := filepath.Join(dir, "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
@@ -212,13 +208,31 @@ func (c *installation) buildImage(ctx context.Context, dir string) ([]byte, erro
 		{"push", name, "oci-archive:" + archive + ":" + name},
 	} {
 		args = append([]string{"--root", storage, "--runroot", storage + "-run", "--storage-driver", "vfs", args[0], "--signature-policy", policy}, args[1:]...)
-		cmd := c.command(ctx, tool, args...)
-		cmd.Env = append(cmd.Env, "LD_LIBRARY_PATH="+strings.Join(libraries, ":"), "CONTAINERS_REGISTRIES_CONF=/dev/null", "CONTAINERS_STORAGE_CONF=/dev/null")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("buildah %s: %w: %s", args[6], err, bytes.TrimSpace(out))
+		if _, err := c.buildah(ctx, args...); err != nil {
+			return nil, err
 		}
 	}
 	return os.ReadFile(archive)
+}
+
+// buildah runs the one that is unpacked in bin/tools, with its libraries and without the machine's configuration.
+func (c *installation) buildah(ctx context.Context, args ...string) (string, error) {
+	root := filepath.Join(c.root, "bin/tools/buildah")
+	var libraries []string
+	for _, dir := range []string{"lib", "usr/lib"} {
+		found, err := filepath.Glob(filepath.Join(root, dir, "*-linux-gnu"))
+		if err != nil {
+			return "", err
+		}
+		libraries = append(libraries, found...)
+	}
+	cmd := c.command(ctx, buildahTool, args...)
+	cmd.Env = append(cmd.Env, "LD_LIBRARY_PATH="+strings.Join(libraries, ":"), "CONTAINERS_REGISTRIES_CONF=/dev/null", "CONTAINERS_STORAGE_CONF=/dev/null")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return string(out), nil
 }
 
 // identity is what tells a pod's process from any other.
@@ -464,6 +478,14 @@ func (c *installation) waitLog(ctx context.Context, want string) error {
 	})
 }
 
+// waitPrevious waits until an installer that has given up has said something.
+func (c *installation) waitPrevious(ctx context.Context, want string) error {
+	return c.wait(ctx, fmt.Sprintf("%q from an installer that has given up", want), startTimeout, func() (bool, string) {
+		out, err := c.kubectl(ctx, "logs", "-n", installNamespace, "-l", "app.kubernetes.io/name=reaper", "--tail=-1", "--previous")
+		return err == nil && strings.Contains(out, want), fmt.Sprintf("%v: %s", err, out)
+	})
+}
+
 // refusesWhileInUse: the node is not ready for more pods of the runtime, and the one that is there lives and is served.
 func (c *installation) refusesWhileInUse(ctx context.Context, running identity) error {
 	if err := c.waitLabel(ctx, "false"); err != nil {
@@ -590,7 +612,49 @@ func (c *installation) helmInstall(ctx context.Context) error {
 		"the installer ends with exit code 4 and is tried again; nothing is changed, containerd runs on, the node has no label", 0); err != nil {
 		return err
 	}
+	// A start that fails where the handler is, as one that a new version of containerd refuses.
+	const dropIn = "/etc/systemd/system/" + containerdUnit + ".d/refuse.conf"
+	if err := os.MkdirAll(filepath.Dir(c.m.path(dropIn)), 0o755); err != nil {
+		return err
+	}
+	refuse := "[Service]\nExecStartPre=/bin/sh -c '! test -e " + containerdDropIn + "'\n"
+	if err := os.WriteFile(c.m.path(dropIn), []byte(refuse), 0o600); err != nil {
+		return err
+	}
+	if _, err := c.m.run(ctx, "systemctl", "daemon-reload"); err != nil {
+		return err
+	}
 	if err := os.WriteFile(config, []byte(c.config), 0o600); err != nil {
+		return err
+	}
+	if err := c.waitPrevious(ctx, "the configuration is again the one before"); err != nil {
+		return err
+	}
+	if err := c.waitLabel(ctx, ""); err != nil {
+		return err
+	}
+	if text, err = os.ReadFile(config); err != nil {
+		return err
+	}
+	if string(text) != c.config {
+		return fmt.Errorf("%s after a restart that failed: %s", containerdConfig, text)
+	}
+	if _, err := c.m.run(ctx, "systemctl", "is-active", containerdUnit); err != nil {
+		return err
+	}
+	// It may have been tried more than once.
+	n, _, err := c.starts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.step(ctx, "the configuration repaired, but a containerd that does not start with the handler",
+		"the installer puts the old configuration back, with which containerd runs; the node has no label", n-1-c.result.restarts()); err != nil {
+		return err
+	}
+	if err := os.Remove(c.m.path(dropIn)); err != nil {
+		return err
+	}
+	if _, err := c.m.run(ctx, "systemctl", "daemon-reload"); err != nil {
 		return err
 	}
 	if err := c.waitLabel(ctx, "true"); err != nil {
@@ -599,7 +663,10 @@ func (c *installation) helmInstall(ctx context.Context) error {
 	if _, err := c.works(ctx, "helm-pod"); err != nil {
 		return err
 	}
-	if err := c.step(ctx, "the configuration repaired", "the next try installs; the pods as above", 1); err != nil {
+	if n, _, err = c.starts(ctx); err != nil {
+		return err
+	}
+	if err := c.step(ctx, "a containerd that starts", "the next try installs; the pods as above", n-1-c.result.restarts()); err != nil {
 		return err
 	}
 	if err := c.scrape(ctx, `reaper_container_info{container="main",effective_mode="assist",mode="assist",namespace="default",pod="helm-pod"} 1`); err != nil {
@@ -703,8 +770,11 @@ func (c *installation) helmUninstall(ctx context.Context) error {
 	if err := c.gone(ctx); err != nil {
 		return err
 	}
-	if err := c.get(ctx, classesPath+"/"+handler, nil); !errors.Is(err, errNotFound) {
-		return fmt.Errorf("RuntimeClass after helm uninstall: %v, want none", err)
+	switch err := c.get(ctx, classesPath+"/"+handler, nil); {
+	case err == nil:
+		return errors.New("helm uninstall has left the RuntimeClass")
+	case !errors.Is(err, errNotFound):
+		return err
 	}
 	return c.step(ctx, "the pod deleted", "`helm uninstall` ends; programs, handler, label and RuntimeClass are gone, containerd's configuration is the one before", 1)
 }
