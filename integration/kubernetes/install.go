@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -96,6 +94,7 @@ func runInstall(ctx context.Context) (err error) {
 		{"Helm: install, on a broken configuration first", c.helmInstall},
 		{"Helm: upgrade", c.helmUpgrade},
 		{"Helm: uninstall", c.helmUninstall},
+		{"Debian package", c.debianPackage},
 	} {
 		fmt.Printf("== %s\n", step.title)
 		if err := step.run(ctx); err != nil {
@@ -633,22 +632,18 @@ func (c *installation) helmInstall(ctx context.Context) error {
 	if err := c.waitLabel(ctx, ""); err != nil {
 		return err
 	}
-	if text, err = os.ReadFile(config); err != nil {
+	// Between two tries.
+	if err := c.wait(ctx, "the old configuration and a containerd that runs", startTimeout, func() (bool, string) {
+		text, err := os.ReadFile(config)
+		if err != nil || string(text) != c.config {
+			return false, fmt.Sprintf("%v: %s", err, text)
+		}
+		_, err = c.m.run(ctx, "systemctl", "is-active", containerdUnit)
+		return err == nil, fmt.Sprint(err)
+	}); err != nil {
 		return err
 	}
-	if string(text) != c.config {
-		return fmt.Errorf("%s after a restart that failed: %s", containerdConfig, text)
-	}
-	if _, err := c.m.run(ctx, "systemctl", "is-active", containerdUnit); err != nil {
-		return err
-	}
-	// It may have been tried more than once.
-	n, _, err := c.starts(ctx)
-	if err != nil {
-		return err
-	}
-	if err := c.step(ctx, "the configuration repaired, but a containerd that does not start with the handler",
-		"the installer puts the old configuration back, with which containerd runs; the node has no label", n-1-c.result.restarts()); err != nil {
+	if err := c.untouched(ctx, c.witness); err != nil {
 		return err
 	}
 	if err := os.Remove(c.m.path(dropIn)); err != nil {
@@ -663,19 +658,23 @@ func (c *installation) helmInstall(ctx context.Context) error {
 	if _, err := c.works(ctx, "helm-pod"); err != nil {
 		return err
 	}
-	if n, _, err = c.starts(ctx); err != nil {
+	// Who knows how often it was tried.
+	n, _, err := c.starts(ctx)
+	if err != nil {
 		return err
 	}
-	if err := c.step(ctx, "a containerd that starts", "the next try installs; the pods as above", n-1-c.result.restarts()); err != nil {
+	if err := c.step(ctx, "the configuration repaired, but at first a containerd that does not start with the handler",
+		"the installer puts the old configuration back, with which containerd runs; the node has no label. When containerd would start, the next try "+
+			"installs; the pods as above", n-1-c.result.restarts()); err != nil {
 		return err
 	}
-	if err := c.scrape(ctx, `reaper_container_info{container="main",effective_mode="assist",mode="assist",namespace="default",pod="helm-pod"} 1`); err != nil {
+	if err := c.scrape(ctx, infoOf("helm-pod")); err != nil {
 		return err
 	}
 	return c.step(ctx, "`exporter.enabled=true`", "`reaper-exporter` has no capabilities, serves the pod's metrics on its address, and names the mode", 0)
 }
 
-// scrape waits until the exporter says a line.
+// scrape waits until the exporter of the chart says something.
 func (c *installation) scrape(ctx context.Context, want string) error {
 	var list struct {
 		Items []struct{ Status struct{ PodIP string } }
@@ -685,17 +684,8 @@ func (c *installation) scrape(ctx context.Context, want string) error {
 		if err := c.get(ctx, path, &list); err != nil || len(list.Items) != 1 || list.Items[0].Status.PodIP == "" {
 			return false, fmt.Sprintf("%v, pods %+v", err, list.Items)
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+list.Items[0].Status.PodIP+":9918/metrics", http.NoBody)
-		if err != nil {
-			return false, err.Error()
-		}
-		resp, err := (&http.Client{Timeout: testutil.Slow(10 * time.Second)}).Do(req)
-		if err != nil {
-			return false, err.Error()
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		return err == nil && strings.Contains(string(text), want+"\n"), fmt.Sprintf("%v: %.3000s", err, text)
+		text, err := metrics(ctx, list.Items[0].Status.PodIP)
+		return err == nil && strings.Contains(text, want), fmt.Sprintf("%v: %.3000s", err, text)
 	})
 }
 

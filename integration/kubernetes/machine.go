@@ -246,7 +246,7 @@ func startMachine(ctx context.Context, dir, env, controlPlaneDir string) (*machi
 		_ = m.close()
 		return nil, fmt.Errorf("start a machine: %w\n%s", err, output.Bytes())
 	}
-	return m, harness.AdoptMounts(dir, m.cmd.Process.Pid)
+	return m, nil
 }
 
 // waitSystemd waits until systemd has started its target.
