@@ -228,6 +228,8 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-crun
 	@$(MAKE) --no-print-directory test-oldest
+	@$(MAKE) --no-print-directory test-manifests
+	@$(MAKE) --no-print-directory test-packages SHORT=1
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -322,6 +324,30 @@ e2e-kubernetes: ## A Kubernetes cluster of one node, with leaky pods under runc.
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS)) testprogs build
 	$(GO) run ./integration/kubernetes
+
+# The same version of Helm as in integration/manifests.
+$(TOOLS)/helm: integration/tools/helm/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/helm"
+	@cd integration/tools/helm && version=$$($(GO) list -m -f '{{.Version}}' helm.sh/helm/v3) && \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS) -X helm.sh/helm/v3/internal/version.version=$$version" \
+		-o $@ helm.sh/helm/v3/cmd/helm
+
+# Debian's buildah, with the libraries that a machine may lack: unpacked and not installed.
+$(TOOLS)/buildah/usr/bin/buildah:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/buildah"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		packages='buildah libgpgme11 libassuan0 libdevmapper1.02.1'; \
+		apt-get download -q $$packages >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q $$packages; }; \
+		for p in *.deb; do dpkg-deb -x $$p root; done; rm -rf $(TOOLS)/buildah; mv root $(TOOLS)/buildah; touch $@
+
+# containernetworking-plugins: pods reach the API server.
+.PHONY: e2e-install
+e2e-install: ## The DaemonSet on a cluster whose node has systemd, by kustomize and Helm: docs/installing.md (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) containernetworking-plugins'
+	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS) helm buildah/usr/bin/buildah) testprogs build
+	$(GO) run ./integration/kubernetes install
 
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
@@ -421,15 +447,16 @@ bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data
 # Without a tag: a number that grows.
 ifndef VERSION
 VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
-VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+COMMITS   := $(shell git rev-list --count HEAD 2>/dev/null)
+VERSION   := $(or $(VERSION),0.0.0-$(if $(COMMITS),$(COMMITS)-$(shell git describe --always --dirty 2>/dev/null),unknown))
 endif
 ifndef SOURCE_DATE_EPOCH
-SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 endif
 DIST      ?= $(CURDIR)/dist
 RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
 build-release release deb rpm: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
-SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install
+SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install reaperctl reaper-exporter
 
 # $(1) file in bin/tools, $(2) package
 define packager
@@ -447,6 +474,7 @@ build-release:
 	@GOARCH=amd64 $(MAKE) --no-print-directory build BIN=$(DIST)/build GOFLAGS_BUILD='-trimpath -buildvcs=false' \
 		LDFLAGS='-s -w -buildid= -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' INIT_DEFINES='-DVERSION=\"$(VERSION)\"'
 	@cp -r contrib README.md CHANGELOG.md LICENSE docs/installing.md $(DIST)/build/
+	@sed 's|/usr/local/bin/|/usr/bin/|' contrib/systemd/reaper-exporter.service > $(DIST)/build/reaper-exporter.service
 	@chmod -R u=rwX,go=rX $(DIST)/build && find $(DIST)/build -exec touch -d @$$SOURCE_DATE_EPOCH {} +
 
 .PHONY: release
@@ -466,8 +494,8 @@ deb rpm: build-release $(TOOLS)/nfpm ## A package for amd64 in dist/.
 	@VERSION=$(VERSION) BUILD=$(DIST)/build $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $@ -t $(DIST)/
 
 .PHONY: test-packages
-test-packages: ## Are packages and archives the same each time, and do they install?
-	$(GO) test -tags packages -count=1 -timeout 20m -v ./integration/packages
+test-packages: $(TOOLS)/nfpm $(TOOLS)/cyclonedx-gomod ## Do packages and archives install, and are they the same each time (not with SHORT=1)?
+	$(GO) test -tags packages -count=1 -timeout 20m $(if $(SHORT),-short,-v) ./integration/packages
 
 .PHONY: test-manifests
 test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the types of Kubernetes' API.
