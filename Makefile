@@ -38,12 +38,16 @@ help: ## Show this text.
 .PHONY: all
 all: build tools testprogs ## Build everything that is built.
 
+# A shim speaks ttrpc. Without this tag, with which containerd builds its own, gRPC and an HTTP server come with the messages.
+SHIM_TAGS := no_grpc
+
 .PHONY: build
 build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 	@mkdir -p $(BIN)
 	@set -e; for c in $(COMMANDS); do \
 		echo "build $$c"; \
-		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
+		tags=; case $$c in containerd-shim-*) tags=$(SHIM_TAGS);; esac; \
+		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags "$$tags" -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
 # reaper-init is C without a C library: its memory counts against the limit of every container that it is in.
@@ -117,7 +121,7 @@ endef
 
 NO_SNAPSHOTTERS := -tags no_btrfs,no_devmapper,no_zfs
 $(eval $(call tool,containerd,github.com/containerd/containerd/v2,./cmd/containerd,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
-$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-ldflags '$(LDFLAGS)'))
+$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-tags $(SHIM_TAGS) -ldflags '$(LDFLAGS)'))
 $(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
 $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -47,6 +48,7 @@ type service struct {
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
 	watchers map[uint64]*watcher // by inode of the PID namespace
+	trim     *time.Timer         // see trimSoon
 }
 
 func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service) (*service, error) {
@@ -74,6 +76,9 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		return nil, fmt.Errorf("find the shim's own PID namespace: %w", err)
 	}
 	s.findTracer()
+	// Nearly all that a shim does is wait. With a second processor the scheduler wakes a second thread, which looks in vain for work,
+	// whenever the first begins any.
+	goruntime.GOMAXPROCS(1)
 	s.children = newChildren(s)
 	runc.Monitor = monitor{s.children}
 	go s.children.run()
@@ -222,6 +227,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	if err != nil {
 		end(0)
 		return nil, err
+	}
+	if r.ExecID == "" {
+		s.trimSoon()
 	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
 		if t.pid == 0 { // restored from a checkpoint: the process exists only now

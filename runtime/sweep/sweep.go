@@ -27,6 +27,8 @@ type ForkLog interface {
 	// Sync takes in all that happened before the call.
 	Sync()
 	Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork
+	// Exact says that the log has heard of every fork since it began, and goes on: rule L then has nothing to add.
+	Exact() bool
 }
 
 // Config says what to watch and how.
@@ -451,9 +453,10 @@ func (s *Sweeper) scanChildren() ([]procfs.HostPID, error) {
 	}), nil
 }
 
-// walk feeds rule L: it notes the parents of the container's living processes.
+// walk feeds rule L: it notes the parents of the container's living processes. Where the fork log says it all it is done now and then,
+// for the day on which that ends.
 func (s *Sweeper) walk(full bool, now time.Time) {
-	if len(s.cgroups) == 0 || now.Before(s.nextWalk) {
+	if len(s.cgroups) == 0 || now.Before(s.nextWalk) || !full && s.forks != nil && s.forks.Exact() {
 		return
 	}
 	pids := s.procs()
@@ -562,7 +565,7 @@ func (s *Sweeper) nextDue() time.Time {
 // reap has what is due reaped, in as many attaches as that takes, with room for PID 1 to run between them. left says that some
 // of it was not come to.
 func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
-	if s.cfg.Reaper == nil {
+	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return nil, false
 	}
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
