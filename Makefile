@@ -364,9 +364,20 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(GO) run ./integration/demo
 
+# tini: who reaps when PID 1 is an init.
 .PHONY: bench
-bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root).
-	$(GO) test -run '^$$' -bench . ./runtime/...
+bench: ## What our shim costs beside runc.v2's: docs/benchmarks.md, its data and plots (BENCH='-only start -rounds 2', see -help; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) tini'
+	@$(MAKE) --no-print-directory tools testprogs build
+	$(GO) run ./integration/bench $(BENCH)
+
+.PHONY: bench-render
+bench-render: ## The tables and plots of docs/benchmarks.md once more, from docs/data/benchmarks.json.
+	$(GO) run ./integration/bench -render
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root; PKGS=).
+	$(GO) test -run '^$$' -bench . $(if $(filter-out ./...,$(PKGS)),$(PKGS),./runtime/...)
 
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
