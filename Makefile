@@ -144,6 +144,13 @@ $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/fai
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
 
+# For make bench only.
+$(TOOLS)/containerd-stress: integration/tools/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-stress"
+	@cd integration/tools && module=github.com/containerd/containerd/v2 && $(GO) mod download $$module && \
+		cd $$($(GO) list -m -f '{{.Dir}}' $$module) && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
+
 # Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
 # started by older ones. Each is pinned in a module of its own.
 # $(1) version, $(2) module
@@ -367,8 +374,8 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 # tini: who reaps when PID 1 is an init.
 .PHONY: bench
 bench: ## What our shim costs beside runc.v2's: docs/benchmarks.md, its data and plots (BENCH='-only start -rounds 2', see -help; as root).
-	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) tini'
-	@$(MAKE) --no-print-directory tools testprogs build
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES) tini'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest $(TOOLS)/containerd-stress testprogs build
 	$(GO) run ./integration/bench $(BENCH)
 
 .PHONY: bench-render

@@ -111,7 +111,9 @@ func (c *densityCase) measure(ctx context.Context, d *harness.Daemon, o options)
 		}
 		c.Left += len(zs)
 	}
-	c.Leaked, c.ReapMS = l.results()
+	if c.Leaked, c.ReapMS, err = l.results(); err != nil {
+		return fmt.Errorf("events: %w", err)
+	}
 	if want := c.Leaking * o.rate * int(o.window.Seconds()); c.Leaked < want {
 		return fmt.Errorf("%d orphans were leaked, want %d", c.Leaked, want)
 	}
@@ -165,6 +167,7 @@ type leaks struct {
 	mu     sync.Mutex
 	died   map[string]time.Time // by container and the orphan's number in it
 	reaped map[string]time.Time
+	err    error // of the subscription
 }
 
 func newLeaks() *leaks {
@@ -193,7 +196,10 @@ func (l *leaks) listen(ctx context.Context, d *harness.Daemon) (stop func(), err
 					l.reaped[x.ContainerID+" "+orphan] = e.Timestamp
 					l.mu.Unlock()
 				}
-			case <-errs:
+			case err := <-errs:
+				l.mu.Lock()
+				l.err = err
+				l.mu.Unlock()
 				return
 			}
 		}
@@ -218,7 +224,7 @@ func (l *leaks) run(ctx context.Context, d *harness.Daemon, pods []*pod, o optio
 }
 
 // results returns how many died, and how long each was dead that was reaped.
-func (l *leaks) results() (leaked int, ms []float64) {
+func (l *leaks) results() (leaked int, ms []float64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for key, died := range l.died {
@@ -227,7 +233,7 @@ func (l *leaks) results() (leaked int, ms []float64) {
 		}
 	}
 	slices.Sort(ms)
-	return len(l.died), ms
+	return len(l.died), ms, l.err
 }
 
 // lines calls f for each line that is written.

@@ -42,7 +42,7 @@ type options struct {
 
 	orphans, reapRate, reapRounds int
 
-	stress int
+	stress, stressRounds int
 }
 
 // part is something that can be measured by itself.
@@ -66,6 +66,10 @@ var parts = []part{
 	}},
 	{"reap", func(ctx context.Context, d *harness.Daemon, o options, w where, r *result) error {
 		return measured(w, func() (*reapPart, error) { return measureReap(ctx, d, o) }, func(p *reapPart, w where) { p.where, r.Reap = w, p })
+	}},
+	// In a containerd of its own, with a network and a registry.
+	{"stress", func(ctx context.Context, _ *harness.Daemon, o options, w where, r *result) error {
+		return measured(w, func() (*stressPart, error) { return measureStress(ctx, o) }, func(p *stressPart, w where) { p.where, r.Stress = w, p })
 	}},
 }
 
@@ -100,7 +104,8 @@ func main() {
 	flag.IntVar(&o.orphans, "orphans", 2000, "reap: so many orphans in each sample")
 	flag.IntVar(&o.reapRate, "reap-rate", 200, "reap: orphans a second")
 	flag.IntVar(&o.reapRounds, "reap-rounds", 5, "reap: so many samples of each")
-	flag.IntVar(&o.stress, "stress", 30, "stress: containers of containerd-stress density")
+	flag.IntVar(&o.stress, "stress", 20, "stress: containers of containerd-stress density, and containers and pods of critest")
+	flag.IntVar(&o.stressRounds, "stress-rounds", 1, "stress: so often")
 	only := flag.String("only", "", "measure only these `parts`, of start,idle,density,sweep,reap,stress: the others stay as they were")
 	data := flag.String("json", "docs/data/benchmarks.json", "write what was measured to this file")
 	doc := flag.String("doc", "docs/benchmarks.md", "renew the tables of this file")
@@ -129,7 +134,7 @@ func (o *options) parse(sizes string) error {
 	}
 	for name, n := range map[string]int{
 		"rounds": o.rounds, "repeat": o.repeat, "parallel": o.parallel, "pods-per-size": o.podsPerSize, "pods": o.pods, "workers": o.workers,
-		"rate": o.rate, "sweeps": o.sweeps, "orphans": o.orphans, "reap-rate": o.reapRate, "reap-rounds": o.reapRounds, "stress": o.stress,
+		"rate": o.rate, "sweeps": o.sweeps, "orphans": o.orphans, "reap-rate": o.reapRate, "reap-rounds": o.reapRounds, "stress": o.stress, "stress-rounds": o.stressRounds,
 	} {
 		if n < 1 {
 			return fmt.Errorf("-%s %d: want 1 or more", name, n)

@@ -164,3 +164,23 @@ func TestParse(t *testing.T) {
 		t.Error("sizes \"1,x\" were accepted")
 	}
 }
+
+func TestParseStress(t *testing.T) {
+	m, err := parseDensity([]byte(`{"pss":42,"rss":84,"pssPerContainer":42,"rssPerContainer":84}`), 20)
+	if want := (memory{PSS: 2048, RSS: 4096}); err != nil || m != want {
+		t.Errorf("%+v, %v; want %+v: it starts one container more than it says", m, err, want)
+	}
+	if m, err := parseDensity([]byte(`{}`), 1); err == nil {
+		t.Errorf("nothing gave %+v", m)
+	}
+	ms := make(map[string][]float64)
+	const data = `{"operationsNames":["CreatePod","StopPod"],"numParallel":1,"datapoints":[{"operationsDurationsNs":[1500000,2000000]},{"operationsDurationsNs":[2500000,3000000]}]}`
+	if err := parseCritest([]byte(data), ms); err != nil || len(ms["CreatePod"]) != 2 || ms["StopPod"][1] != 3 {
+		t.Errorf("%v, %v", ms, err)
+	}
+	for _, bad := range []string{`{}`, `{"operationsNames":["a"],"datapoints":[{"operationsDurationsNs":[]}]}`, `x`} {
+		if err := parseCritest([]byte(bad), ms); err == nil {
+			t.Errorf("%s was accepted", bad)
+		}
+	}
+}
