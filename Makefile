@@ -144,12 +144,14 @@ $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/fai
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
 
-# For make bench only.
-$(TOOLS)/containerd-stress: integration/tools/go.mod
+# For make bench only. One file is exchanged, since it asks for more open files than there may be.
+$(TOOLS)/containerd-stress: integration/tools/go.mod integration/tools/stress/rlimit.go
 	@mkdir -p $(TOOLS)
 	@echo "build tools/containerd-stress"
-	@cd integration/tools && module=github.com/containerd/containerd/v2 && $(GO) mod download $$module && \
-		cd $$($(GO) list -m -f '{{.Dir}}' $$module) && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
+	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cd integration/tools; module=github.com/containerd/containerd/v2; \
+		$(GO) mod download $$module; cp -r --no-preserve=mode "$$($(GO) list -m -f '{{.Dir}}' $$module)/." $$copy; \
+		cp stress/rlimit.go $$copy/cmd/containerd-stress/rlimit_unix.go; \
+		cd $$copy && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
 
 # Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
 # started by older ones. Each is pinned in a module of its own.
