@@ -103,7 +103,7 @@ func main() {
 	flag.IntVar(&o.sweeps, "sweeps", 50, "sweep: look so often")
 	flag.IntVar(&o.orphans, "orphans", 2000, "reap: so many orphans in each sample")
 	flag.IntVar(&o.reapRate, "reap-rate", 200, "reap: orphans a second")
-	flag.IntVar(&o.reapRounds, "reap-rounds", 5, "reap: so many samples of each")
+	flag.IntVar(&o.reapRounds, "reap-rounds", 3, "reap: so many samples of each")
 	flag.IntVar(&o.stress, "stress", 20, "stress: containers of containerd-stress density, and containers and pods of critest")
 	flag.IntVar(&o.stressRounds, "stress-rounds", 1, "stress: so often")
 	only := flag.String("only", "", "measure only these `parts`, of start,idle,density,sweep,reap,stress: the others stay as they were")

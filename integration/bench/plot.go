@@ -25,9 +25,10 @@ var (
 var colours = map[string]color.Color{harness.RuncRuntime: theirColour, harness.ReaperRuntime: ourColour}
 
 const (
-	plotWidth  = 18 * vg.Centimeter
+	plotWidth  = 22 * vg.Centimeter
 	plotHeight = 9 * vg.Centimeter
-	barWidth   = 14
+	barWidth   = 12 // points
+	barStep    = 0.25
 )
 
 // plot writes a picture of each part that was measured into dir.
@@ -39,6 +40,9 @@ func (r *result) plot(dir string) error {
 		p := plot.New()
 		p.BackgroundColor = color.White
 		p.Legend.Top = true
+		p.Legend.Padding = vg.Millimeter
+		// On the left its text has room, whatever font a browser takes.
+		p.Legend.Left, p.Legend.XOffs = true, 5*vg.Millimeter
 		if err := f(p); err != nil {
 			return fmt.Errorf("plot %s: %w", name, err)
 		}
@@ -58,6 +62,9 @@ func (r *result) plot(dir string) error {
 	return nil
 }
 
+// barAt is where the bar of series i of n stands for the value number at.
+func barAt(at, i, n int) float64 { return float64(at) + barStep*(float64(i)-float64(n-1)/2) }
+
 // bars adds a series of bars beside those of the other series: i of n.
 func bars(p *plot.Plot, name string, values plotter.Values, c color.Color, i, n int) error {
 	b, err := plotter.NewBarChart(values, vg.Points(barWidth))
@@ -66,20 +73,26 @@ func bars(p *plot.Plot, name string, values plotter.Values, c color.Color, i, n 
 	}
 	b.Color = c
 	b.LineStyle.Width = 0
-	b.Offset = vg.Points(barWidth * (float64(i) - float64(n-1)/2))
+	b.XMin = barAt(0, i, n)
 	p.Add(b)
 	p.Legend.Add(name, b)
 	return nil
 }
 
+// named names the groups of bars, with room for them and for the legend.
+func named(p *plot.Plot, names []string) {
+	p.NominalX(names...)
+	p.X.Min, p.X.Max = -0.5, float64(len(names))-0.5
+	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.3
+}
+
 func (s *startPart) plot(p *plot.Plot) error {
-	p.Y.Label.Text = "ms, median (bar) and 99 % (line)"
-	p.Y.Min = 0
+	p.Y.Label.Text = "ms: median, line to 99 %"
 	var names []string
-	labels := map[string]string{opStart: "create+start", opRun: "run", opExec: "exec", opInfo: "-info"}
+	labels := map[string]string{opStart: "start", opRun: "run", opExec: "exec", opInfo: "-info"}
 	rows := s.rows()
 	for _, c := range rows {
-		names = append(names, fmt.Sprintf("%s, %d", labels[c.Op], c.Parallel))
+		names = append(names, fmt.Sprintf("%s × %d", labels[c.Op], c.Parallel))
 	}
 	for i, runtime := range runtimes {
 		var medians plotter.Values
@@ -87,8 +100,7 @@ func (s *startPart) plot(p *plot.Plot) error {
 			v := s.of(c.Op, c.Parallel, runtime)
 			median, p99 := benchreport.Quantile(v, 0.5), benchreport.Quantile(v, 0.99)
 			medians = append(medians, median)
-			// Beside the middle by as much as the bar, in the units of the axis: the bars of a row are far narrower than it.
-			x := float64(at) + (float64(i)-0.5)*0.16
+			x := barAt(at, i, len(runtimes))
 			l, err := plotter.NewLine(plotter.XYs{{X: x, Y: median}, {X: x, Y: p99}})
 			if err != nil {
 				return err
@@ -100,19 +112,17 @@ func (s *startPart) plot(p *plot.Plot) error {
 			return err
 		}
 	}
-	p.NominalX(names...)
+	named(p, names)
 	return nil
 }
 
 func (s *idlePart) plot(p *plot.Plot) error {
-	p.Y.Label.Text = "MB for each shim, medians"
-	p.Y.Min = 0
+	p.Y.Label.Text = "MB, median"
 	var names []string
-	for _, col := range idleColumns[:3] {
+	for _, kind := range []string{"resident", "proport.", "priv. dirty"} { // the first of idleColumns
 		for _, n := range s.sizes() {
-			names = append(names, fmt.Sprintf("%s, %d", []string{"res", "prop", "dirty"}[len(names)/len(s.sizes())], n))
+			names = append(names, fmt.Sprintf("%s, %d", kind, n))
 		}
-		_ = col
 	}
 	for i, runtime := range runtimes {
 		var values plotter.Values
@@ -126,7 +136,7 @@ func (s *idlePart) plot(p *plot.Plot) error {
 		}
 	}
 	p.X.Label.Text = "memory, and containers beside the sandbox"
-	p.NominalX(names...)
+	named(p, names)
 	return nil
 }
 
@@ -155,14 +165,13 @@ func (s *densityPart) plot(p *plot.Plot) error {
 		p.Add(l)
 		p.Legend.Add(short(c.Runtime), l)
 	}
-	p.Legend.Top = false
 	p.Add(plotter.NewGrid())
 	return nil
 }
 
 func (s *sweepPart) plot(p *plot.Plot) error {
 	p.X.Label.Text = "processes in the container"
-	p.Y.Label.Text = "µs of CPU for a look, medians"
+	p.Y.Label.Text = "µs of CPU, median"
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, plot.LogTicks{Prec: -1}
 	for _, series := range []struct {
@@ -192,14 +201,13 @@ func (s *sweepPart) plot(p *plot.Plot) error {
 		p.Add(l, points)
 		p.Legend.Add(series.name, l, points)
 	}
-	p.Legend.Left = true
 	p.Add(plotter.NewGrid())
+	p.X.Max *= 1.2 // room for the last number
 	return nil
 }
 
 func (s *reapPart) plot(p *plot.Plot) error {
-	p.Y.Label.Text = "µs of CPU for each orphan, medians"
-	p.Y.Min = 0
+	p.Y.Label.Text = "µs of CPU, median"
 	var names []string
 	var container, shim plotter.Values
 	labels := map[string]string{whoNobody: "runc.v2 (kept)", whoTini: "tini", whoAssist: "reaper.v2", whoInit: "reaper.v2, init"}
@@ -217,6 +225,6 @@ func (s *reapPart) plot(p *plot.Plot) error {
 	if err := bars(p, "in shim and tracer", shim, ourColour, 1, 2); err != nil {
 		return err
 	}
-	p.NominalX(names...)
+	named(p, names)
 	return nil
 }
