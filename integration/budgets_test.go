@@ -31,7 +31,7 @@ const (
 
 // budgets are what things may cost at most. None depends on how fast or busy the machine is, or not by as much as its slack.
 type budgets struct {
-	// AllocationsPerLook of a sweep that finds nothing to do; a look is one of those, twice a second.
+	// AllocationsPerLook of a sweep that finds nothing to do; a look is one of those, every 800 ms.
 	AllocationsPerLook float64 `json:"allocationsPerLook"`
 	// SyscallsPerLook and SwitchesPerLook of a shim with an idle container, with its share of what comes every 5 and 10 s. System
 	// calls of Go's scheduler do not count; switches are voluntary ones of all threads.
@@ -219,14 +219,14 @@ func waitIdle(t *testing.T, pid int) {
 // perLook traces an idle shim for a while. Each look sets one timer.
 func perLook(t *testing.T, strace string, pid int) (calls, switches float64) {
 	t.Helper()
-	const looks = 22 // 11 s, with one of those that come every 10 s
+	const looks = 14 // 11 s, with one of those that come every 10 s
 	waitIdle(t, pid)
 	before, began := voluntary(t, pid), time.Now()
 	testutil.Eventually(t, 30*time.Second, func() (bool, string) { return time.Since(began) > 6*time.Second, "measuring" })
-	switches = float64(voluntary(t, pid)-before) / (time.Since(began).Seconds() / sweep.DefaultFar.Seconds())
+	switches = float64(voluntary(t, pid)-before) / (time.Since(began).Seconds() / sweep.DefaultAlone.Seconds())
 	c := traced(t, strace, pid, func() {
 		began := time.Now()
-		testutil.Eventually(t, time.Minute, func() (bool, string) { return time.Since(began) > looks*sweep.DefaultFar, "tracing" })
+		testutil.Eventually(t, time.Minute, func() (bool, string) { return time.Since(began) > looks*sweep.DefaultAlone, "tracing" })
 	})
 	n := c["timerfd_settime"]
 	if n < looks/2 {

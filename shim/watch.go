@@ -141,7 +141,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 	defer close(w.done)
 	defer w.owner.forks.close()
 	var (
-		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar}
+		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar, Alone: sweep.DefaultAlone}
 		next    = time.Now().Add(cadence.Near)
 		failing bool
 		// declined holds the reasons that have been logged.

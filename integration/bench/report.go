@@ -204,7 +204,7 @@ func short(runtime string) string { return strings.TrimPrefix(runtime, "io.conta
 
 func (p *sweepPart) table(b *strings.Builder, plots string) {
 	b.WriteString("\n### A look at a PID namespace\n\n")
-	p.line(b, "CPU time of one look of the shim's, twice a second, at a container with so many living processes, in µs: of those that are children of PID 1 "+
+	p.line(b, "CPU time of one look of the shim's at a container with so many living processes, in µs: of those that are children of PID 1 "+
 		"the kernel is asked whether they are dead; of the others, most looks know nothing. Every 10 s a look reads what changes seldom.")
 	b.WriteString("| processes | children of | a look | every 10 s | µs for each process and look |\n|--:|---|--:|--:|--:|\n")
 	for _, c := range p.Cases {

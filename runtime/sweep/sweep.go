@@ -149,6 +149,7 @@ type Sweeper struct {
 	fresh   []*zombie // found in this look
 	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
 	removed int       // from the list since, by us or by PID 1
+	listed  int       // children that this look has met on the lists
 	// surplus counts the zombies that are not remembered, counting those that this pass over the list has met.
 	surplus, counting surplus
 
@@ -227,7 +228,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	s.judge(leader)
 	s.walk(full, now)
 
-	res := Result{Looking: s.cfg.Now().Sub(began)}
+	res := Result{Looking: s.cfg.Now().Sub(began), Alone: s.listed == 0}
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
@@ -267,6 +268,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	init := s.cfg.Init.PID
 	s.round++
 	s.fresh = s.fresh[:0]
+	s.listed = 0
 	threads := []procfs.HostPID{init}
 	// While the leader lives adopted children hang on it (B1 in the design's attacks); what hangs on other threads is
 	// PID 1's own and only counted. Once it has exited any thread may hold them.
@@ -291,6 +293,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	}
 	child := func(pid, tid procfs.HostPID) bool {
 		at++
+		s.listed++
 		z := s.zombies[pid]
 		switch {
 		case z != nil:
