@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -103,7 +104,7 @@ func benchImage() (harness.Image, error) {
 	}
 	for i, f := range files {
 		if f.Name == "etc/passwd" { // the user that density has
-			files[i].Data = append(f.Data, "games:x:12:100::/:/bin/sh\n"...)
+			files[i].Data = slices.Concat(f.Data, []byte("games:x:12:100::/:/bin/sh\n"))
 		}
 	}
 	layer, err := harness.Layer(files...)
