@@ -38,12 +38,16 @@ help: ## Show this text.
 .PHONY: all
 all: build tools testprogs ## Build everything that is built.
 
+# A shim speaks ttrpc. Without this tag, with which containerd builds its own, gRPC and an HTTP server come with the messages.
+SHIM_TAGS := no_grpc
+
 .PHONY: build
 build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 	@mkdir -p $(BIN)
 	@set -e; for c in $(COMMANDS); do \
 		echo "build $$c"; \
-		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
+		tags=; case $$c in containerd-shim-*) tags=$(SHIM_TAGS);; esac; \
+		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags "$$tags" -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
 # Tracing is linked in by containerd's own tag. It makes the shim larger (docs/tracing.md), so whoever wants it installs this directory.
@@ -132,7 +136,7 @@ endef
 
 NO_SNAPSHOTTERS := -tags no_btrfs,no_devmapper,no_zfs
 $(eval $(call tool,containerd,github.com/containerd/containerd/v2,./cmd/containerd,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
-$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-ldflags '$(LDFLAGS)'))
+$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-tags $(SHIM_TAGS) -ldflags '$(LDFLAGS)'))
 $(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
 $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
@@ -154,6 +158,15 @@ endef
 $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/failpoint/cmd/runc-fp,CGO_ENABLED=0,))
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
+
+# For make bench only. One file is exchanged, since it asks for more open files than there may be.
+$(TOOLS)/containerd-stress: integration/tools/go.mod integration/tools/stress/rlimit.go
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-stress"
+	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cd integration/tools; module=github.com/containerd/containerd/v2; \
+		$(GO) mod download $$module; cp -r --no-preserve=mode "$$($(GO) list -m -f '{{.Dir}}' $$module)/." $$copy; \
+		cp stress/rlimit.go $$copy/cmd/containerd-stress/rlimit_unix.go; \
+		cd $$copy && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
 
 # Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
 # started by older ones. Each is pinned in a module of its own.
@@ -413,9 +426,20 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(GO) run ./integration/demo
 
+# tini: who reaps when PID 1 is an init.
 .PHONY: bench
-bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root).
-	$(GO) test -run '^$$' -bench . ./runtime/...
+bench: ## What our shim costs beside runc.v2's: docs/benchmarks.md, its data and plots (BENCH='-only start -rounds 2', see -help; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES) tini'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest $(TOOLS)/containerd-stress testprogs build
+	$(GO) run ./integration/bench $(BENCH)
+
+.PHONY: bench-render
+bench-render: ## The tables and plots of docs/benchmarks.md once more, from docs/data/benchmarks.json.
+	$(GO) run ./integration/bench -render
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root; PKGS=).
+	$(GO) test -run '^$$' -bench . $(if $(filter-out ./...,$(PKGS)),$(PKGS),./runtime/...)
 
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -50,6 +51,7 @@ type service struct {
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
 	watchers map[uint64]*watcher // by inode of the PID namespace
+	trim     *time.Timer         // see trimSoon
 }
 
 func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service, sp *spans) (*service, error) {
@@ -81,6 +83,11 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		return nil, fmt.Errorf("find out whose shim this is: %w", err)
 	}
 	s.findTracer()
+	if s.group == nil {
+		// Nearly all that the shim of one pod does is wait. With a second processor the scheduler wakes a second thread, which looks in
+		// vain for work, whenever the first begins any.
+		goruntime.GOMAXPROCS(1)
+	}
 	s.children = newChildren(s)
 	runc.Monitor = monitor{s.children}
 	go s.children.run()
@@ -239,6 +246,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	if err != nil {
 		end(0)
 		return nil, err
+	}
+	if r.ExecID == "" {
+		s.trimSoon()
 	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
 		if t.pid == 0 { // restored from a checkpoint: the process exists only now

@@ -27,6 +27,8 @@ type ForkLog interface {
 	// Sync takes in all that happened before the call.
 	Sync()
 	Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork
+	// Exact says that the log has heard of every fork since it began, and goes on: rule L then has nothing to add.
+	Exact() bool
 }
 
 // Config says what to watch and how.
@@ -149,6 +151,7 @@ type Sweeper struct {
 	fresh   []*zombie // found in this look
 	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
 	removed int       // from the list since, by us or by PID 1
+	listed  int       // children that this look has met on the lists
 	// surplus counts the zombies that are not remembered, counting those that this pass over the list has met.
 	surplus, counting surplus
 
@@ -227,7 +230,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	s.judge(leader)
 	s.walk(full, now)
 
-	res := Result{Looking: s.cfg.Now().Sub(began)}
+	res := Result{Looking: s.cfg.Now().Sub(began), Alone: s.listed == 0}
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
@@ -267,6 +270,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	init := s.cfg.Init.PID
 	s.round++
 	s.fresh = s.fresh[:0]
+	s.listed = 0
 	threads := []procfs.HostPID{init}
 	// While the leader lives adopted children hang on it (B1 in the design's attacks); what hangs on other threads is
 	// PID 1's own and only counted. Once it has exited any thread may hold them.
@@ -291,6 +295,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	}
 	child := func(pid, tid procfs.HostPID) bool {
 		at++
+		s.listed++
 		z := s.zombies[pid]
 		switch {
 		case z != nil:
@@ -453,9 +458,10 @@ func (s *Sweeper) scanChildren() ([]procfs.HostPID, error) {
 	}), nil
 }
 
-// walk feeds rule L: it notes the parents of the container's living processes.
+// walk feeds rule L: it notes the parents of the container's living processes. Where the fork log says it all it is done now and then,
+// for the day on which that ends.
 func (s *Sweeper) walk(full bool, now time.Time) {
-	if len(s.cgroups) == 0 || now.Before(s.nextWalk) {
+	if len(s.cgroups) == 0 || now.Before(s.nextWalk) || !full && s.forks != nil && s.forks.Exact() {
 		return
 	}
 	pids := s.procs()
@@ -576,7 +582,7 @@ func (s *Sweeper) nextDue() time.Time {
 // reap has what is due reaped, in as many attaches as that takes, with room for PID 1 to run between them. left says that some
 // of it was not come to.
 func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
-	if s.cfg.Reaper == nil {
+	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return nil, false
 	}
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())

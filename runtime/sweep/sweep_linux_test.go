@@ -519,6 +519,7 @@ type log struct {
 
 func (l *log) Sync()                                      { l.syncs++ }
 func (l *log) Lookup(procfs.HostPID, uint64) lineage.Fork { return l.says }
+func (l *log) Exact() bool                                { return false }
 
 // The fork log is asked only after it has been brought up to date, its word counts, and a contradiction is left alone for ever.
 func TestForkLogDecides(t *testing.T) {
