@@ -447,19 +447,27 @@ func (a *attach) signal(sig int) (resume int, err error) {
 	return sig, nil
 }
 
-// parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
-func (a *attach) parked(seen procfs.Syscall) error {
-	if err := a.f.sameProcess(); err != nil {
-		return a.leave(err)
-	}
-	var r registers
-	if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
+// nativeRegs reads the registers. A thread of another kind is let go.
+func (a *attach) nativeRegs(r *registers) error {
+	if err := a.t.getRegs(r); errors.Is(err, errNotNative) {
 		return a.leave(no(ReasonNotNative, "%v", err))
 	} else if err != nil {
 		return fmt.Errorf("get registers: %w", err)
 	}
 	if !r.native() {
 		return a.leave(no(ReasonNotNative, "mode %#x", r.mode()))
+	}
+	return nil
+}
+
+// parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
+func (a *attach) parked(seen procfs.Syscall) error {
+	if err := a.f.sameProcess(); err != nil {
+		return a.leave(err)
+	}
+	var r registers
+	if err := a.nativeRegs(&r); err != nil {
+		return err
 	}
 	k := r.interrupted(seen)
 	c := classifyCall(k.nr(), k.args())
@@ -494,13 +502,8 @@ func (a *attach) catch() error {
 	sig := 0
 	busy := func() error { return no(ReasonBusy, "thread %d enters no call that it could be parked in", a.p.tid) }
 	for {
-		if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
-			return a.leave(no(ReasonNotNative, "%v", err))
-		} else if err != nil {
-			return fmt.Errorf("get registers: %w", err)
-		}
-		if !r.native() {
-			return a.leave(no(ReasonNotNative, "mode %#x", r.mode()))
+		if err := a.nativeRegs(&r); err != nil {
+			return err
 		}
 		if err := a.t.syscall(sig); err != nil {
 			return fmt.Errorf("resume to a system call: %w", err)
@@ -534,7 +537,10 @@ func (a *attach) catch() error {
 			}
 			if info.op == opExit {
 				if a.now().Sub(began) > catchFor {
-					return errors.Join(a.letGo(0), busy())
+					if err := a.letGo(0); err != nil {
+						return err
+					}
+					return busy()
 				}
 				continue
 			}
