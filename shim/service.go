@@ -49,6 +49,17 @@ type service struct {
 	tasks    map[string]*task    // by container ID
 	watchers map[uint64]*watcher // by inode of the PID namespace
 	trim     *time.Timer         // see trimSoon
+
+	processors int // that containerd wants a shim to use at most
+}
+
+// containersPerProcessor is how many containers are watched before a shim takes another processor: a pod has fewer.
+const containersPerProcessor = 16
+
+// fit takes as many processors as the containers need. Nearly all that a shim does is wait, and with a second processor Go's
+// scheduler wakes a second thread, which looks in vain for work, whenever the first begins any. s.mu is held, or nobody else has s.
+func (s *service) fit() {
+	goruntime.GOMAXPROCS(min(1+len(s.tasks)/containersPerProcessor, s.processors)) // does nothing where that is so already
 }
 
 func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service) (*service, error) {
@@ -76,9 +87,8 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		return nil, fmt.Errorf("find the shim's own PID namespace: %w", err)
 	}
 	s.findTracer()
-	// Nearly all that a shim does is wait. With a second processor the scheduler wakes a second thread, which looks in vain for work,
-	// whenever the first begins any.
-	goruntime.GOMAXPROCS(1)
+	s.processors = goruntime.GOMAXPROCS(0)
+	s.fit()
 	s.children = newChildren(s)
 	runc.Monitor = monitor{s.children}
 	go s.children.run()
@@ -148,6 +158,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.mu.Lock()
 	s.tasks[r.ID] = t
+	s.fit()
 	s.mu.Unlock()
 	end(int(resp.Pid))
 	return resp, nil
@@ -300,6 +311,7 @@ func (s *service) forget(id string) {
 	s.mu.Lock()
 	t := s.tasks[id]
 	delete(s.tasks, id)
+	s.fit()
 	if t == nil {
 		s.mu.Unlock()
 		return
