@@ -41,3 +41,52 @@ func TestAlarm(t *testing.T) {
 		t.Error("set anew to an hour: it rang")
 	}
 }
+
+func TestAlarmsRingTogether(t *testing.T) {
+	const wait = 200 * time.Millisecond
+	var alarms [3]*alarm
+	for i := range alarms {
+		a, err := newAlarm()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		alarms[i] = a
+	}
+	// Set at different times, they are due at one.
+	began := time.Now()
+	var due [len(alarms)]time.Time
+	for i, a := range alarms {
+		d := a.together(wait)
+		if d <= 0 || d > wait {
+			t.Fatalf("a wait of %v, want at most %v", d, wait)
+		}
+		due[i] = time.Now().Add(d)
+		<-time.After(time.Millisecond)
+	}
+	for i, a := range alarms {
+		select {
+		case <-a.C:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("alarm %d has not rung", i)
+		}
+		// Unless the multiple fell between the two.
+		if apart := due[i].Sub(due[0]).Abs() % wait; min(apart, wait-apart) > 20*time.Millisecond {
+			t.Errorf("due %v and %v after the beginning", due[0].Sub(began), due[i].Sub(began))
+		}
+	}
+}
+
+func TestAlign(t *testing.T) {
+	const wait = 800 * time.Millisecond
+	for _, c := range []struct{ at, want time.Duration }{
+		{0, wait},
+		{time.Millisecond, wait - time.Millisecond},
+		{wait - time.Millisecond, time.Millisecond},
+		{7*wait + 300*time.Millisecond, 500 * time.Millisecond},
+	} {
+		if got := align(wait, c.at); got != c.want || (c.at+got)%wait != 0 {
+			t.Errorf("at %v: %v, want %v", c.at, got, c.want)
+		}
+	}
+}
