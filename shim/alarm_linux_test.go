@@ -35,7 +35,7 @@ func TestAlarm(t *testing.T) {
 	if !ring(10 * time.Second) {
 		t.Error("set anew to 1 ms: it has not rung")
 	}
-	a.set(time.Millisecond)
+	a.set(20 * time.Millisecond)
 	a.set(time.Hour)
 	if ring(50 * time.Millisecond) {
 		t.Error("set anew to an hour: it rang")
@@ -53,15 +53,15 @@ func TestAlarmsRingTogether(t *testing.T) {
 		defer a.close()
 		alarms[i] = a
 	}
-	// Set at different times, they are due at one.
-	began := time.Now()
-	var due [len(alarms)]time.Time
+	// Set at different times, they are due at one, or at two that are a whole wait apart.
+	var early, late [len(alarms)]time.Time // between these
 	for i, a := range alarms {
+		before := time.Now()
 		d := a.together(wait)
 		if d <= 0 || d > wait {
 			t.Fatalf("a wait of %v, want at most %v", d, wait)
 		}
-		due[i] = time.Now().Add(d)
+		early[i], late[i] = before.Add(d), time.Now().Add(d)
 		<-time.After(time.Millisecond)
 	}
 	for i, a := range alarms {
@@ -70,9 +70,9 @@ func TestAlarmsRingTogether(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatalf("alarm %d has not rung", i)
 		}
-		// Unless the multiple fell between the two.
-		if apart := due[i].Sub(due[0]).Abs() % wait; min(apart, wait-apart) > 20*time.Millisecond {
-			t.Errorf("due %v and %v after the beginning", due[0].Sub(began), due[i].Sub(began))
+		least, most := early[i].Sub(late[0]), late[i].Sub(early[0])
+		if most.Truncate(wait) < least {
+			t.Errorf("alarm %d is due %v to %v after the first", i, least, most)
 		}
 	}
 }
