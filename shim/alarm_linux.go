@@ -52,7 +52,27 @@ func newAlarm() (*alarm, error) {
 
 // set has C receive once, after d. A ring of the time before that is under way may still come. The goroutine that receives must be the
 // one that calls it.
-func (a *alarm) set(d time.Duration) {
+func (a *alarm) set(d time.Duration) { a.arm(d, 0) }
+
+// together is set with a wait that is shortened to end at a multiple of it, so that the watchers of a shim that have nothing to do
+// wake it up together: timers that are due in the same nanosecond ring at once. It returns how long that is.
+func (a *alarm) together(wait time.Duration) time.Duration {
+	var ts unix.Timespec
+	// It does not fail for a clock that there is.
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ts)), 0)
+	now := time.Duration(ts.Nano())
+	d := align(wait, now+phase)
+	a.arm(now+d, unix.TFD_TIMER_ABSTIME)
+	return d
+}
+
+// phase is another one in each shim: those of a node are not to wake up all at once.
+var phase = time.Duration(os.Getpid()) * 7919 * time.Microsecond
+
+// align shortens a wait that begins at a time to end at a multiple of it.
+func align(wait, at time.Duration) time.Duration { return wait - at%wait }
+
+func (a *alarm) arm(d time.Duration, flags uintptr) {
 	select {
 	case <-a.C: // it had rung before
 	default:
@@ -60,7 +80,7 @@ func (a *alarm) set(d time.Duration) {
 	// A value of 0 would disarm it (timerfd_settime(2)).
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(d, 1).Nanoseconds())}
 	// It fails for bad arguments only.
-	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(a.fd), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
+	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(a.fd), flags, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
 }
 
 // close ends it.

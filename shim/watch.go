@@ -230,9 +230,13 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 			pending, told = false, at
 		}
 		wait := cadence.Next(res, at)
+		if res.Zombies == 0 && wait >= cadence.Far {
+			wait = timer.together(wait)
+		} else {
+			timer.set(wait)
+		}
 		notBefore = at.Add(kickShare * res.Looking)
 		next = at.Add(wait)
-		timer.set(wait)
 	}
 }
 
