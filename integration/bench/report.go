@@ -43,23 +43,6 @@ func picture(b *strings.Builder, dir, name, alt string) {
 	fmt.Fprintf(b, "\n![%s](%s/%s.svg)\n", alt, dir, name)
 }
 
-// of returns a number of each.
-func of[S any](samples []S, f func(S) float64) []float64 {
-	out := make([]float64, 0, len(samples))
-	for _, s := range samples {
-		out = append(out, f(s))
-	}
-	return out
-}
-
-// spread is empty where nothing was measured.
-func spread(v []float64, digits int) string {
-	if len(v) == 0 {
-		return ""
-	}
-	return benchreport.Spread(v, digits)
-}
-
 // ratio compares medians; it is empty where there is nothing to compare.
 func ratio(ours, theirs []float64) string {
 	if len(ours) == 0 || len(theirs) == 0 || benchreport.Median(theirs) == 0 {
@@ -95,7 +78,7 @@ func (p *startPart) table(b *strings.Builder, plots string) {
 	for _, c := range p.rows() {
 		theirs, ours := c.MS, p.of(c.Op, c.Parallel, harness.ReaperRuntime)
 		p99, ours99 := benchreport.Quantile(theirs, 0.99), benchreport.Quantile(ours, 0.99)
-		fmt.Fprintf(b, "| %s | %d | %s | %.1f | %s | %.1f | %s | %.2f |\n", c.Op, c.Parallel, spread(theirs, 1), p99, spread(ours, 1), ours99,
+		fmt.Fprintf(b, "| %s | %d | %s | %.1f | %s | %.1f | %s | %.2f |\n", c.Op, c.Parallel, benchreport.Spread(theirs, 1), p99, benchreport.Spread(ours, 1), ours99,
 			ratio(ours, theirs), ours99/p99)
 	}
 	picture(b, plots, "start", "Latencies of both runtimes")
@@ -149,7 +132,7 @@ func (p *idlePart) table(b *strings.Builder, plots string) {
 	for _, col := range idleColumns {
 		for _, n := range sizes {
 			theirs, ours := p.of(harness.RuncRuntime, n, col.f), p.of(harness.ReaperRuntime, n, col.f)
-			fmt.Fprintf(b, "| %s | %d | %s | %s | %s |\n", col.name, n, spread(theirs, col.digits), spread(ours, col.digits), ratio(ours, theirs))
+			fmt.Fprintf(b, "| %s | %d | %s | %s | %s |\n", col.name, n, benchreport.Spread(theirs, col.digits), benchreport.Spread(ours, col.digits), ratio(ours, theirs))
 		}
 	}
 	picture(b, plots, "idle", "Memory of idle shims")
@@ -216,12 +199,12 @@ func (p *sweepPart) table(b *strings.Builder, plots string) {
 		if len(c.Micros) > 0 && c.Processes > 0 {
 			per = fmt.Sprintf("%.2f", benchreport.Median(c.Micros)/float64(c.Processes))
 		}
-		fmt.Fprintf(b, "| %d | %s | %s | %s | %s |\n", c.Processes, parent, spread(c.Micros, 0), spread(c.Full, 0), per)
+		fmt.Fprintf(b, "| %d | %s | %s | %s | %s |\n", c.Processes, parent, benchreport.Spread(c.Micros, 0), benchreport.Spread(c.Full, 0), per)
 	}
 	picture(b, plots, "sweep", "Cost of a look by number of processes")
 }
 
-func (c reapCase) of(f func(reapSample) float64) []float64 { return of(c.Samples, f) }
+func (c reapCase) of(f func(reapSample) float64) []float64 { return benchreport.Values(c.Samples, f) }
 
 func (p *reapPart) table(b *strings.Builder, plots string) {
 	b.WriteString("\n### The life of an orphan\n\n")
@@ -229,8 +212,8 @@ func (p *reapPart) table(b *strings.Builder, plots string) {
 		"tracer.", p.Orphans, p.Rate))
 	b.WriteString("| who reaps | in the container | in shim and tracer | zombies left |\n|---|--:|--:|--:|\n")
 	for _, c := range p.Cases {
-		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", c.Who, spread(c.of(func(s reapSample) float64 { return s.Container }), 0),
-			spread(c.of(func(s reapSample) float64 { return s.Shim }), 0), spread(c.of(func(s reapSample) float64 { return float64(s.Left) }), 0))
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", c.Who, benchreport.Spread(c.of(func(s reapSample) float64 { return s.Container }), 0),
+			benchreport.Spread(c.of(func(s reapSample) float64 { return s.Shim }), 0), benchreport.Spread(c.of(func(s reapSample) float64 { return float64(s.Left) }), 0))
 	}
 	picture(b, plots, "reap", "CPU time of an orphan's life")
 }

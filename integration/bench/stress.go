@@ -82,8 +82,8 @@ func measureStress(ctx context.Context, o options) (_ *stressPart, err error) {
 	}
 	for _, r := range runtimes {
 		c := stressCase{Runtime: r, Benchmarks: make(map[string]float64)}
-		c.PSS = int64(benchreport.Median(of(memories[r], func(m memory) float64 { return float64(m.PSS) })))
-		c.RSS = int64(benchreport.Median(of(memories[r], func(m memory) float64 { return float64(m.RSS) })))
+		c.PSS = int64(benchreport.Median(benchreport.Values(memories[r], func(m memory) float64 { return float64(m.PSS) })))
+		c.RSS = int64(benchreport.Median(benchreport.Values(memories[r], func(m memory) float64 { return float64(m.RSS) })))
 		for name, v := range all[r] {
 			c.Benchmarks[name] = benchreport.Median(v)
 		}
