@@ -38,13 +38,25 @@ help: ## Show this text.
 .PHONY: all
 all: build tools testprogs ## Build everything that is built.
 
+# A shim speaks ttrpc. Without this tag, with which containerd builds its own, gRPC and an HTTP server come with the messages.
+SHIM_TAGS := no_grpc
+
 .PHONY: build
 build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 	@mkdir -p $(BIN)
 	@set -e; for c in $(COMMANDS); do \
 		echo "build $$c"; \
-		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
+		tags=; case $$c in containerd-shim-*) tags=$(SHIM_TAGS);; esac; \
+		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags "$$tags" -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
+
+# Tracing is linked in by containerd's own tag. It makes the shim larger (docs/tracing.md), so whoever wants it installs this directory.
+.PHONY: build-tracing
+build-tracing: build ## The commands once more in bin/tracing, with a shim that can send OpenTelemetry traces: docs/tracing.md.
+	@mkdir -p $(BIN)/tracing
+	@cd $(BIN) && ln -f $(filter-out containerd-shim-reaper-v2,$(COMMANDS)) reaper-init tracing/
+	@echo "build tracing/containerd-shim-reaper-v2"
+	@CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags shim_tracing -ldflags '$(LDFLAGS)' -o $(BIN)/tracing/ ./cmd/containerd-shim-reaper-v2
 
 # reaper-init is C without a C library: its memory counts against the limit of every container that it is in.
 CC_ARM64       ?= aarch64-linux-gnu-gcc
@@ -95,6 +107,13 @@ deps: ## Install missing Debian packages (as root).
 	apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; }
 
+# TestStatusPage looks at the exporter's page in it, make screens takes pictures. The demo does without.
+BROWSER_PACKAGES ?= chromium fonts-dejavu-core
+
+.PHONY: deps-browser
+deps-browser: ## Install Chromium, for TestStatusPage and screens (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(BROWSER_PACKAGES)'
+
 # For the virtual machines of test-arm64 and test-vm. qemu-system-*: the machines; gcc-aarch64-linux-gnu and its libc: the test
 # programs. None of it is needed by "make test".
 VM_PACKAGES ?= qemu-system-arm qemu-system-x86 gcc-aarch64-linux-gnu libc6-dev-arm64-cross debian-archive-keyring
@@ -117,7 +136,7 @@ endef
 
 NO_SNAPSHOTTERS := -tags no_btrfs,no_devmapper,no_zfs
 $(eval $(call tool,containerd,github.com/containerd/containerd/v2,./cmd/containerd,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
-$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-ldflags '$(LDFLAGS)'))
+$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-tags $(SHIM_TAGS) -ldflags '$(LDFLAGS)'))
 $(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
 $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
@@ -139,6 +158,15 @@ endef
 $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/failpoint/cmd/runc-fp,CGO_ENABLED=0,))
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
+
+# For make bench only. One file is exchanged, since it asks for more open files than there may be.
+$(TOOLS)/containerd-stress: integration/tools/go.mod integration/tools/stress/rlimit.go
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-stress"
+	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cd integration/tools; module=github.com/containerd/containerd/v2; \
+		$(GO) mod download $$module; cp -r --no-preserve=mode "$$($(GO) list -m -f '{{.Dir}}' $$module)/." $$copy; \
+		cp stress/rlimit.go $$copy/cmd/containerd-stress/rlimit_unix.go; \
+		cd $$copy && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
 
 # Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
 # started by older ones. Each is pinned in a module of its own.
@@ -204,7 +232,7 @@ testprogs: $(TESTPROG_B) ## Compile the static programs that run inside test con
 .PHONY: test
 test: export REAPER_TEST_REQUIRE = 1
 test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fuzz and integration tests (as root).
-	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory deps deps-browser
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(MAKE) --no-print-directory vet
 	@$(MAKE) --no-print-directory lint
@@ -220,6 +248,7 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 vet: ## go vet, for amd64 and arm64.
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
+	$(GO) vet -tags shim_tracing ./cmd/containerd-shim-reaper-v2 ./shim
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
@@ -234,6 +263,7 @@ GOTESTSUM = $(TOOLS)/gotestsum --format $(if $(RUN),standard-verbose,pkgname) --
 test-unit: $(TOOLS)/gotestsum $(TOOLS)/promtool ## Unit tests with the race detector (PKGS=, RUN=).
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GOTESTSUM) --packages="$$($(GO) list $(PKGS) | grep -v '/integration' | tr '\n' ' ')" -- \
 		-race -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
+	$(if $(RUN)$(filter-out ./...,$(PKGS)),,$(GO) test -tags shim_tracing -run 'Tracing|Span' ./shim)
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
@@ -245,7 +275,7 @@ fuzz: ## Every fuzz target, FUZZTIME inputs (3000x) besides its corpus.
 	done
 
 .PHONY: test-integration
-test-integration: tools testprogs build $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
+test-integration: tools testprogs build-tracing $(TOOLS)/containerd-1.7 ## Tests against a private containerd, as root (RUN=, COUNT=, TIMEOUT=).
 	$(GOTESTSUM) --packages="$(INTEGRATION_PKGS)" -- -count=$(COUNT) -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)')
 
 # What every version of containerd has to pass: that containers live and end as under runc.v2, that zombies vanish, and that
@@ -380,15 +410,36 @@ docs-exporter: ## The table of metrics in docs/exporter.md.
 bench-exporter: tools testprogs build ## What a scrape costs with as many containers as start in 2 minutes: docs/exporter.md (as root).
 	$(GO) run ./integration/exporterbench
 
+.PHONY: screens
+screens: ## The pictures in docs/screens: reaperctl, the demo and the status page as they run (as root).
+	@$(MAKE) --no-print-directory deps deps-browser
+	@$(MAKE) --no-print-directory tools testprogs build
+	$(GO) run ./integration/screens
+
+.PHONY: bench-tracing
+bench-tracing: tools testprogs build-tracing ## What OpenTelemetry costs a shim, off and on: docs/tracing.md (as root).
+	$(GO) run ./integration/tracingbench
+
 .PHONY: demo
 demo: ## The same leaky container under runc.v2 and under reaper.v2, side by side (as root).
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(GO) run ./integration/demo
 
+# tini: who reaps when PID 1 is an init.
 .PHONY: bench
-bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root).
-	$(GO) test -run '^$$' -bench . ./runtime/...
+bench: ## What our shim costs beside runc.v2's: docs/benchmarks.md, its data and plots (BENCH='-only start -rounds 2', see -help; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES) tini'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest $(TOOLS)/containerd-stress testprogs build
+	$(GO) run ./integration/bench $(BENCH)
+
+.PHONY: bench-render
+bench-render: ## The tables and plots of docs/benchmarks.md once more, from docs/data/benchmarks.json.
+	$(GO) run ./integration/bench -render
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root; PKGS=).
+	$(GO) test -run '^$$' -bench . $(if $(filter-out ./...,$(PKGS)),$(PKGS),./runtime/...)
 
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
@@ -476,7 +527,7 @@ test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the 
 
 .PHONY: clean
 clean: ## Remove what was built, except the tools (rm -r bin/tools for those).
-	rm -rf $(TESTPROGS) $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
+	rm -rf $(TESTPROGS) $(BIN)/tracing $(addprefix $(BIN)/,$(COMMANDS) reaper-init reaper-init-arm64) dist
 
 .PHONY: docs
 docs: ## Render the pictures in docs/ (needs graphviz).

@@ -258,17 +258,7 @@ func TestShimUpgrade(t *testing.T) {
 	install := func() {
 		t.Helper()
 		for _, name := range ours {
-			data, err := os.ReadFile(testutil.Tool(t, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			// As package managers do: the running program keeps its file.
-			if err := os.WriteFile(filepath.Join(bin, name+".new"), data, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Rename(filepath.Join(bin, name+".new"), filepath.Join(bin, name)); err != nil {
-				t.Fatal(err)
-			}
+			installProgram(t, bin, name)
 		}
 	}
 	install()

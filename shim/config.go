@@ -98,6 +98,7 @@ type tomlOptions struct {
 	Events           *bool
 	OrphanEventRate  *float64
 	OrphanEventBurst *int64
+	Grouping         *string
 
 	NoPivotRoot   bool
 	NoNewKeyring  bool
@@ -196,7 +197,7 @@ func explainTOML(err error) error {
 		}
 		slices.Sort(keys)
 		return fmt.Errorf("unknown option %s: want runc's options or one of mode, grace, forkLog, reapUnproven, reapOwn, "+
-			"statsInterval, events, orphanEventRate, orphanEventBurst", strings.Join(slices.Compact(keys), ", "))
+			"statsInterval, events, orphanEventRate, orphanEventBurst, grouping", strings.Join(slices.Compact(keys), ", "))
 	}
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {
@@ -251,6 +252,9 @@ func configure(namespace string, o tomlOptions, annotations map[string]string) (
 		}
 		c.OrphanEventBurst = int(*o.OrphanEventBurst)
 	}
+
+	_, err := o.grouping()
+	check(err)
 
 	for key, value := range annotations {
 		if !strings.HasPrefix(key, annotationPrefix) {

@@ -182,6 +182,7 @@ func TestConfigureRejects(t *testing.T) {
 		"a grace of centuries":     {"", map[string]string{AnnotationGrace: "2000000h"}, []string{AnnotationGrace, "to 87600h"}},
 		"a huge value":             {"", map[string]string{AnnotationMode: strings.Repeat("x", 1<<20)}, []string{AnnotationMode, "…"}},
 		"a value with a newline":   {"", map[string]string{AnnotationMode: "a\nb"}, []string{`"a\nb"`}},
+		"an unknown grouping":      {`grouping = "rack"`, nil, []string{"grouping", `"rack"`, "pod namespace node"}},
 		"an unknown fork log":      {`forkLog = "bpf"`, nil, []string{"forkLog", `"bpf"`, "auto perf connector off"}},
 		"a negative age":           {"", map[string]string{AnnotationReapOwn: "-1s"}, []string{AnnotationReapOwn, `"-1s"`, "from 0s"}},
 		"a negative rate":          {"orphanEventRate = -1.0", nil, []string{"orphanEventRate", "-1", "from 0"}},

@@ -12,6 +12,7 @@ import (
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	ctrdshim "github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -33,14 +34,21 @@ func (m *shimManager) Start(ctx context.Context, params *bootstrap.BootstrapPara
 	if err != nil {
 		return nil, err
 	}
+	grouping := GroupPod
 	if found {
 		o, err := decodeGeneric(&generic)
 		if err != nil {
 			return nil, err
 		}
+		if grouping, err = o.toml.grouping(); err != nil {
+			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
 		if err := params.AddExtension(o.runc); err != nil {
 			return nil, fmt.Errorf("pass on the runc options: %w", err)
 		}
+	}
+	if grouping != GroupPod {
+		return startGrouped(ctx, m.Shim, params, grouping)
 	}
 	return m.Shim.Start(ctx, params)
 }

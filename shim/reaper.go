@@ -181,9 +181,10 @@ func (r reaperService) reap(ctx context.Context, id string) (*api.ReapResponse, 
 
 // ask is a question to the goroutine that owns a watcher's sweeper. A nil ask is nobody's.
 type ask struct {
-	reap  bool
-	limit int
-	done  chan struct{} // closed once the fields below are set
+	reap   bool
+	limit  int
+	caller caller
+	done   chan struct{} // closed once the fields below are set
 
 	err      error
 	zombies  []sweep.Zombie
@@ -198,6 +199,7 @@ func newAsk(reap bool, limit int) *ask {
 
 // ask waits until the question is answered. A watcher whose PID 1 has ended has nothing to list and nothing to reap.
 func (w *watcher) ask(ctx context.Context, a *ask) error {
+	a.caller = callerOf(ctx)
 	select {
 	case w.asks <- a:
 	case <-w.done:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -38,18 +40,32 @@ type service struct {
 	hostNS    uint64 // inode of the shim's PID namespace
 	events    *eventPublisher
 	children  *children
+	spans     *spans // nil: off
 	// tracer is nil where there is none; tracerReason then says why.
 	tracer       *tracer.Client
 	tracerReason string
 	// tracerFile keeps the executable that fits this shim, whatever an upgrade puts in its place.
 	tracerFile *os.File
+	group      *group // nil where this is the shim of one pod
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
 	watchers map[uint64]*watcher // by inode of the PID namespace
+	trim     *time.Timer         // see trimSoon
+
+	processors int // that containerd wants a shim to use at most
 }
 
-func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service) (*service, error) {
+// containersPerProcessor is how many containers are watched before a shim takes another processor: a pod has fewer.
+const containersPerProcessor = 16
+
+// fit takes as many processors as the containers need. Nearly all that a shim does is wait, and with a second processor Go's
+// scheduler wakes a second thread, which looks in vain for work, whenever the first begins any. s.mu is held, or nobody else has s.
+func (s *service) fit() {
+	goruntime.GOMAXPROCS(min(1+len(s.tasks)/containersPerProcessor, s.processors)) // does nothing where that is so already
+}
+
+func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service, sp *spans) (*service, error) {
 	namespace, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return nil, err
@@ -67,13 +83,19 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		namespace:        namespace,
 		proc:             procfs.New(os.DirFS("/proc")),
 		events:           events,
+		spans:            sp,
 		tasks:            make(map[string]*task),
 		watchers:         make(map[uint64]*watcher),
 	}
 	if s.hostNS, err = s.proc.PIDNamespace(procfs.HostPID(os.Getpid())); err != nil {
 		return nil, fmt.Errorf("find the shim's own PID namespace: %w", err)
 	}
+	if s.group, err = currentGroup(); err != nil {
+		return nil, fmt.Errorf("find out whose shim this is: %w", err)
+	}
 	s.findTracer()
+	s.processors = goruntime.GOMAXPROCS(0)
+	s.fit()
 	s.children = newChildren(s)
 	runc.Monitor = monitor{s.children}
 	go s.children.run()
@@ -113,11 +135,20 @@ func (s *service) RegisterTTRPC(server *ttrpc.Server) error {
 
 // Create makes the container. The only thing that fails here and would not with runc is a bad option or annotation.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	resp, err := s.create(ctx, r)
+	if err != nil && s.group != nil && s.task(r.ID) == nil {
+		_ = os.Remove(s.group.member(r.ID))
+	}
+	return resp, err
+}
+
+func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	cfg, annotations, err := s.prepare(r)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 	}
 	t := newTask(r.ID, cfg)
+	t.bundle = r.Bundle
 	if cfg.Mode == ModeInit {
 		var reason string
 		if t.reportDir, reason, err = insertInit(ctx, r, annotations); err != nil {
@@ -143,6 +174,8 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.mu.Lock()
 	s.tasks[r.ID] = t
+	s.joinGroup(t)
+	s.fit()
 	s.mu.Unlock()
 	end(int(resp.Pid))
 	return resp, nil
@@ -226,6 +259,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		end(0)
 		return nil, err
 	}
+	if r.ExecID == "" {
+		s.trimSoon()
+	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
 		if t.pid == 0 { // restored from a checkpoint: the process exists only now
 			s.identify(t, int(resp.Pid), true)
@@ -264,7 +300,7 @@ func (s *service) watch(t *task) {
 	}
 	var r sweep.Reaper
 	if mode == ModeAssist {
-		r = s.tracer
+		r = s.spans.reaper(s.tracer, t.id)
 	}
 	w, err := s.startWatcher(t, r)
 	if err != nil {
@@ -290,15 +326,78 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return resp, err
 }
 
+// joinGroup is called with s.mu held, for a task that is there.
+func (s *service) joinGroup(t *task) {
+	if s.group == nil {
+		return
+	}
+	for _, other := range s.tasks {
+		if other.bundle == s.group.log {
+			return
+		}
+	}
+	s.group.logTo(t.bundle) // that of the one before went with it
+}
+
+// leaveGroup takes a task out of its group. The log goes to the bundle of one that is left. Called with s.mu held.
+func (s *service) leaveGroup(t *task) {
+	if s.group == nil {
+		return
+	}
+	_ = os.Remove(s.group.member(t.id))
+	if s.group.log != t.bundle {
+		return
+	}
+	for _, other := range s.tasks {
+		s.group.logTo(other.bundle)
+		return
+	}
+}
+
+// Shutdown ends the shim if it has no tasks left. That of a group waits for those that have been sent to it as well, and takes its
+// socket away first: whoever starts next must not find it.
+func (s *service) Shutdown(ctx context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if s.group == nil {
+		return s.TTRPCTaskService.Shutdown(ctx, r)
+	}
+	unlock, err := s.group.lock()
+	if err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("shut down: %w", err))
+	}
+	defer unlock()
+	s.mu.Lock()
+	busy := len(s.tasks) > 0
+	s.mu.Unlock()
+	if busy {
+		return &emptypb.Empty{}, nil
+	}
+	if wait := s.group.announced(time.Now()); wait > 0 {
+		time.AfterFunc(wait, func() { _, _ = s.Shutdown(context.WithoutCancel(ctx), r) })
+		return &emptypb.Empty{}, nil
+	}
+	name := filepath.Join(s.group.dir, addressFile)
+	if address, err := os.ReadFile(name); err == nil {
+		_ = ctrdshim.RemoveSocket(string(address))
+		_ = os.Remove(name)
+	}
+	// What containerd's code does at the very end looks for an address where it is: by then the next shim's can be there.
+	if err := os.Chdir("/"); err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("shut down: %w", err))
+	}
+	return s.TTRPCTaskService.Shutdown(ctx, r)
+}
+
 // forget ends all that is kept about a task and publishes its last statistics.
 func (s *service) forget(id string) {
 	s.mu.Lock()
 	t := s.tasks[id]
 	delete(s.tasks, id)
+	s.fit()
 	if t == nil {
 		s.mu.Unlock()
 		return
 	}
+	s.leaveGroup(t)
 	if mode, _ := t.effective(); mode == ModeOff {
 		s.mu.Unlock()
 		return

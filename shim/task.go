@@ -2,7 +2,6 @@ package shim
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,8 +20,9 @@ import (
 
 // task is what the shim knows of one container, beyond what the wrapped service knows.
 type task struct {
-	id  string
-	cfg Config
+	id     string
+	bundle string
+	cfg    Config
 
 	mu sync.Mutex
 	// mode is the one in force, and reason says why it is not cfg.Mode. Guarded by mu.
@@ -101,7 +101,7 @@ func identify(proc *procfs.FS, pid procfs.HostPID, started bool) (process, error
 		ownsNS:    inner == 1,
 		init:      lineage.Init{PID: pid, SessionLeader: !started && st.Session == pid},
 		cgroup:    sweep.ContainerPath(proc, pid),
-		cgroupDir: sweep.FindCgroup(os.DirFS("/sys/fs/cgroup"), cgroups),
+		cgroupDir: sweep.FindCgroup(procfs.DirectFS("/sys/fs/cgroup"), cgroups),
 	}, nil
 }
 

@@ -37,7 +37,9 @@ func main() {
 	case done:
 		return
 	}
-	shim.Register()
+	if rest == nil { // "start" loads no plugins
+		shim.Register()
+	}
 	ctrdshim.RunShim(context.Background(), manager, func(c *ctrdshim.Config) {
 		// SIGCHLD is handled by the task service, which looks before it reaps.
 		c.NoReaper = true

@@ -237,9 +237,12 @@ func (s *side) untouched() string {
 	return fmt.Sprintf("yes (same process; %d self-checks)", r["rounds"])
 }
 
+// titles are those of the last table.
+var titles = []string{"runtime", "orphans made", "zombies", "pids.current", "oldest zombie", "PID 1 untouched"}
+
 func table(sides []*side, out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "runtime\torphans made\tzombies\tpids.current\toldest zombie\tPID 1 untouched")
+	fmt.Fprintln(w, strings.Join(titles, "\t"))
 	last := "zombies:"
 	for _, s := range sides {
 		now, err := s.sample()

@@ -64,6 +64,8 @@ type Options struct {
 	Network Network
 	// Bin is the directory with the programs of this repository; "" stands for its bin.
 	Bin string
+	// Env is added to the daemon's environment, which its shims inherit.
+	Env []string
 }
 
 // ContainerdEnv names the file in bin/tools that is the daemon of tests which ask for none, as containerd-1.7. Without it
@@ -346,7 +348,7 @@ func (d *Daemon) startProcess() error {
 	if d.mountNS != nil {
 		cmd.ExtraFiles = []*os.File{d.mountNS}
 	}
-	cmd.Env = d.Env()
+	cmd.Env = append(d.Env(), d.opts.Env...)
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	cmd.SysProcAttr = attr
 	exited := make(chan struct{})
@@ -460,7 +462,9 @@ func (d *Daemon) Env() []string {
 		// What would lead a client somewhere else.
 		case "PATH", "NOTIFY_SOCKET", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "CONTAINER_RUNTIME_ENDPOINT", "TTRPC_ADDRESS":
 		default:
-			env = append(env, kv)
+			if !strings.HasPrefix(name, "OTEL_") {
+				env = append(env, kv)
+			}
 		}
 	}
 	bin := filepath.Join(d.root, "bin")

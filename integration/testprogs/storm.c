@@ -1,9 +1,10 @@
 // storm: makes orphans as fast as the machine forks. Parents that live for a moment fork BATCH children each, which end at once.
 //
-//   storm [-n count] [-j parents] [-b batch] [-m milliseconds]
+//   storm [-n count] [-j parents] [-b batch] [-m milliseconds] [-r rate]
 //
 //   -n  how many orphans (1000); 0: no limit    -j  how many parents at a time (1)
 //   -b  orphans of each parent (50)             -m  end after that time, whatever -n says
+//   -r  at most so many orphans a second (0: no limit)
 //
 // It prints "orphans N" at its end: those that were forked. Where fork(2) fails for want of PIDs it waits a moment and goes on.
 #define _GNU_SOURCE
@@ -37,16 +38,17 @@ static int parent(int batch)
 
 int main(int argc, char **argv)
 {
-	long count = 1000, forked = 0, asked = 0;
+	long count = 1000, forked = 0, asked = 0, rate = 0;
 	int parents = 1, batch = 50, living = 0, c;
-	long long end = 0;
+	long long end = 0, began = now_ms();
 
-	while ((c = getopt(argc, argv, "n:j:b:m:")) != -1) {
+	while ((c = getopt(argc, argv, "n:j:b:m:r:")) != -1) {
 		switch (c) {
 		case 'n': count = atol(optarg); break;
 		case 'j': parents = atoi(optarg); break;
 		case 'b': batch = atoi(optarg); break;
-		case 'm': end = now_ms() + atol(optarg); break;
+		case 'm': end = began + atol(optarg); break;
+		case 'r': rate = atol(optarg); break;
 		default: return 2;
 		}
 	}
@@ -56,7 +58,12 @@ int main(int argc, char **argv)
 		int more = (count == 0 || asked < count) && (end == 0 || now_ms() < end);
 		if (!more && living == 0)
 			break;
-		if (more && living < parents) {
+		int early = rate != 0 && asked * 1000 > rate * (now_ms() - began);
+		if (more && early && living == 0) {
+			usleep(1000);
+			continue;
+		}
+		if (more && !early && living < parents) {
 			int n = count != 0 && count - asked < batch ? (int)(count - asked) : batch;
 			pid_t pid = fork();
 			if (pid == 0)

@@ -443,8 +443,8 @@ func TestSparkline(t *testing.T) {
 		want   line
 	}{
 		{nil, line{}},
-		{[]float64{0}, line{"120.0,23.0", "0"}},
-		{[]float64{0, 4}, line{"118.0,23.0 120.0,1.0", "4"}},
+		{[]float64{0}, line{"90.0,23.0", "0"}},
+		{[]float64{0, 4}, line{"88.5,23.0 90.0,1.0", "4"}},
 	} {
 		if got := sparkline(tt.values); got != tt.want {
 			t.Errorf("%v: %+v, want %+v", tt.values, got, tt.want)

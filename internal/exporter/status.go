@@ -49,7 +49,7 @@ type commandRow struct {
 
 const (
 	// sparkline's size in pixels.
-	sparkWidth, sparkHeight = 120, 24
+	sparkWidth, sparkHeight = 90, 24
 	// overdue is how much longer than the grace period an orphan stays at most (README), fullShare of the limit of PIDs is nearly all.
 	overdue   = time.Second
 	fullShare = 0.8
@@ -142,8 +142,10 @@ func rounded(d time.Duration) string {
 	switch {
 	case d == 0:
 		return ""
-	case d < time.Second:
+	case d < 10*time.Millisecond:
 		return d.Round(10 * time.Microsecond).String()
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
 	case d < time.Minute:
 		return d.Round(100 * time.Millisecond).String()
 	default:

@@ -50,7 +50,7 @@ func (a *app) print(v any, table func(wide bool) *table) error {
 	case formatYAML:
 		out, err = toYAML(v)
 	default:
-		out = table(a.format == formatWide).render(a.color)
+		out = table(a.format == formatWide).render(a.color, a.width)
 	}
 	if err != nil {
 		return fmt.Errorf("encode as %s: %w", a.format, err)
@@ -207,8 +207,10 @@ func (t *table) numbers(titles ...string) *table {
 
 func (t *table) add(cells ...cell) { t.rows = append(t.rows, cells) }
 
-func (t *table) render(color bool) []byte {
+// render writes the table for a terminal of that many columns, 0 for none: rows are as long as they are, what stands below is folded.
+func (t *table) render(color bool, width int) []byte {
 	var b bytes.Buffer
+	t.footer = fold(t.footer, width)
 	for _, line := range t.lines(color) {
 		b.WriteString(line)
 		b.WriteByte('\n')
@@ -270,6 +272,34 @@ func (t *table) line(row []cell, widths []int, color bool) string {
 	return b.String()
 }
 
+// fold breaks lines between words so that they fit into width columns, 0 for any. The rest of an item ("- …") is indented as it is.
+func fold(text string, width int) string {
+	if width <= 0 {
+		return text
+	}
+	var out []string
+	for line := range strings.SplitSeq(text, "\n") {
+		indent := ""
+		if strings.HasPrefix(line, "- ") {
+			indent = "  "
+		}
+		var cur string
+		for i, word := range strings.Split(line, " ") {
+			switch {
+			case i == 0:
+				cur = word
+			case strings.TrimSpace(cur) != "-" && runewidth.StringWidth(cur)+1+runewidth.StringWidth(word) > width:
+				out = append(out, cur)
+				cur = indent + word
+			default:
+				cur += " " + word
+			}
+		}
+		out = append(out, cur)
+	}
+	return strings.Join(out, "\n")
+}
+
 // duration is a length of time for people: the two largest units.
 func duration(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
@@ -289,14 +319,18 @@ func duration(seconds float64) string {
 	}
 }
 
-// terminal says whether out is a terminal, and whether it is to have colours. NO_COLOR: https://no-color.org.
-func terminal(out io.Writer) (tty, color bool) {
+// terminal says whether out is a terminal, of how many columns (0: it does not say), and whether it is to have colours. NO_COLOR:
+// https://no-color.org.
+func terminal(out io.Writer) (tty, color bool, width int) {
 	f, isFile := out.(*os.File)
 	if !isFile {
-		return false, false
+		return false, false, 0
 	}
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return false, false
+		return false, false, 0
 	}
-	return true, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
+		width = int(size.Col)
+	}
+	return true, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb", width
 }

@@ -55,6 +55,7 @@ type app struct {
 	format   string
 	tty      bool // out is a terminal
 	color    bool
+	width    int // of the terminal, in columns; 0 where out is none
 	node     node.Options
 
 	running bool // the command line was understood
@@ -63,7 +64,7 @@ type app struct {
 // Main runs the command with its arguments and returns the exit code.
 func Main(ctx context.Context, version string, args []string, out, errOut io.Writer) int {
 	a := &app{out: out, err: errOut}
-	a.tty, a.color = terminal(out)
+	a.tty, a.color, a.width = terminal(out)
 	root := a.command(version)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

@@ -203,6 +203,8 @@ func (m *top) shown() []Task {
 	return tasks
 }
 
+const keysLine = "↑↓ move  s sort  a all/reaper  space stop  q leave"
+
 // frame is how many lines of the screen are not rows: title, column titles, the line of keys.
 const frame = 3
 
@@ -263,7 +265,7 @@ func (m *top) screen() string {
 	for len(lines) < m.height-1 {
 		lines = append(lines, "")
 	}
-	return strings.Join(append(lines, m.fit("↑↓ move  s sort  a all/reaper  space stop  q leave")), "\n")
+	return strings.Join(append(lines, m.fit(keysLine)), "\n")
 }
 
 func (m *top) fit(line string) string { return runewidth.Truncate(line, m.width, "…") }

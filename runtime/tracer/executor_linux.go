@@ -77,8 +77,18 @@ func (e *executor) perform(req Request) Report {
 }
 
 func (e *executor) attempt(req Request, rep *Report) {
+	until := time.Now().Add(req.Rest)
 	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
-	p, err := o.examine(req, rep.Results)
+	f := newLiveFacts(o, req)
+	defer f.close()
+	p, err := o.zombies(req, f.first, rep.Results)
+	if err == nil {
+		time.Sleep(time.Until(until))
+		err = o.threads(req, &p, rep.Results)
+	}
+	if err == nil && p.tid != 0 {
+		err = f.open(&p)
+	}
 	var d *declined
 	if errors.As(err, &d) {
 		rep.Reason, rep.Detail = d.reason, d.detail
@@ -90,16 +100,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 	if p.tid == 0 {
 		return
 	}
-	rep.TID, rep.Syscall = p.tid, p.call.name
-	f, err := openFacts(o, req, &p, rep.Results)
-	defer f.close()
-	if err != nil {
-		rep.Reason, rep.Detail = ReasonInternal, err.Error()
-		if errors.As(lookupError(err), &d) {
-			rep.Reason, rep.Detail = d.reason, d.detail
-		}
-		return
-	}
+	rep.TID, rep.Syscall = p.tid, p.call.name // the latter "" for a thread that runs
 	where, err := o.proc.ThreadStat(req.PID, p.tid)
 	if err != nil {
 		rep.Reason, rep.Detail = ReasonBusy, err.Error()

@@ -7,6 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// priority of the thread that traces, of what its cgroup gets (setpriority(2)).
+const priority = -10
+
 // Harden prepares the process for being a tracer whose sudden end would harm its tracee: it must not be ended by a signal
 // that can be ignored, nor by the OOM killer, nor wait for its own memory. All of it is best effort: an unprivileged
 // worker can do none of it and works all the same.
@@ -26,6 +29,8 @@ func Harden() {
 	// A worker that is started by its file descriptor is named after that (proc_pid_comm(5)).
 	_ = os.WriteFile("/proc/self/comm", []byte(WorkerName), 0)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	// What waits for a CPU while PID 1 stands still must not wait for long, least of all for what leaks.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, priority)
 	// On fault, or the Go runtime's reservations would all become memory (mlock2(2), Linux 4.4).
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 	// Naps of 50 µs are meant as such: the default slack is 50 µs (PR_SET_TIMERSLACK(2const)).

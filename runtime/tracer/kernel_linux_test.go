@@ -792,6 +792,45 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// PID 1 is left alone for the time that a request names: nobody traces it before.
+func TestRest(t *testing.T) {
+	const rest = 300 * time.Millisecond
+	v := startVictim(t, "park", "1")
+	v.expect("ready")
+	req := v.request(v.orphans(1)...)
+	v.parked("poll")
+	c := newClient(t)
+	reap(t, c, v.request(Zombie{PID: req.PID + 1, StartTime: 1, NSPID: 1})) // starts the worker
+	req.Rest = rest
+	began := time.Now()
+	done := make(chan Report, 1)
+	go func() {
+		rep, err := c.Reap(t.Context(), req)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- rep
+	}()
+	for {
+		select {
+		case rep := <-done:
+			if took := time.Since(began); took < rest || rep.Count(Reaped) != 1 {
+				t.Errorf("%+v after %v, want one zombie reaped after %v", rep, took, rest)
+			}
+			return
+		default:
+		}
+		st, err := liveProc.Status(v.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if early := time.Since(began); st.TracerPid != 0 && early < rest {
+			t.Fatalf("traced after %v", early)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // queueSignal is sigqueue(3) with an int.
 func queueSignal(pid, sig, value int) error {
 	var info [siginfoSize]byte

@@ -28,10 +28,12 @@ func newObserver(proc, cgroup fs.FS) *observer {
 	return &observer{raw: proc, cgroup: cgroup, proc: procfs.New(proc)}
 }
 
-// examine checks everything that can be checked before PID 1 is touched. It returns the plan of the attach, and fills in
-// the results of zombies that will not be tried; if none is left, the plan has no thread. The error is a *declined that
-// speaks of the whole request.
-func (o *observer) examine(req Request, results []Result) (plan, error) {
+// Everything that can be checked before PID 1 is touched is, in two steps: zombies, and threads when the time has come. They make
+// the plan of the attach and fill in the results of zombies that will not be tried; if none is left, the plan has no thread.
+// Their errors are a *declined that speaks of the whole request.
+
+// zombies is the first step. stat returns the stat of zombie i of the request.
+func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), results []Result) (plan, error) {
 	p := plan{
 		todo:    make([]bool, len(req.Zombies)),
 		reapers: make([]procfs.NSPID, len(req.Zombies)),
@@ -41,15 +43,15 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 	if p.maxStop == 0 {
 		p.maxStop = DefaultMaxStop
 	}
-	stat, err := o.proc.Stat(req.PID)
+	parent, err := o.proc.Stat(req.PID)
 	if err != nil {
 		return p, lookupError(err)
 	}
 	switch {
-	case stat.StartTime != req.StartTime:
-		return p, no(ReasonVanished, "process %d started at %d, not at %d", req.PID, stat.StartTime, req.StartTime)
-	case stat.Zombie() || stat.State == procfs.StateDead:
-		return p, no(ReasonExiting, "process %d is in state %v", req.PID, stat.State)
+	case parent.StartTime != req.StartTime:
+		return p, no(ReasonVanished, "process %d started at %d, not at %d", req.PID, parent.StartTime, req.StartTime)
+	case parent.Zombie() || parent.State == procfs.StateDead:
+		return p, no(ReasonExiting, "process %d is in state %v", req.PID, parent.State)
 	}
 	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(req.PID) })
 	if err != nil {
@@ -60,9 +62,6 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 	}
 	level := status.Level()
 	p.isInit = status.NSpid[level] == 1
-	if where := o.frozen(req.PID); where != "" {
-		return p, no(ReasonFrozen, "%s", where)
-	}
 
 	left := batchSize(p.maxStop)
 	for i, z := range req.Zombies {
@@ -70,14 +69,15 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 		if left == 0 {
 			continue
 		}
-		if why := o.zombie(req.PID, level, z); why != "" {
+		s, err := stat(i)
+		if why := o.zombie(s, err, req.PID, level, z); why != "" {
 			results[i].Outcome, results[i].Reason = outcomeOf(why), why
 			continue
 		}
 		p.todo[i] = true
 		left--
 	}
-	return p, o.threads(req, &p, results)
+	return p, nil
 }
 
 // batchSize is how many zombies are worth preparing for a stop of that length.
@@ -86,9 +86,8 @@ func batchSize(maxStop time.Duration) int {
 	return max(1, min(MaxBatch, int(maxStop/quickest)))
 }
 
-// zombie says why z may not be reaped by process parent, whose own PID-namespace level is level.
-func (o *observer) zombie(parent procfs.HostPID, level int, z Zombie) Reason {
-	stat, err := o.proc.Stat(z.PID)
+// zombie says why z, with that stat, may not be reaped by process parent, whose own PID-namespace level is level.
+func (o *observer) zombie(stat procfs.Stat, err error, parent procfs.HostPID, level int, z Zombie) Reason {
 	if why := zombieStat(stat, err, parent, z); why != "" {
 		return why
 	}
@@ -144,8 +143,12 @@ func zombieStatus(s procfs.Status, err error, level int, z Zombie) Reason {
 	return ""
 }
 
-// threads looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses the thread to stop.
+// threads is the second step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses
+// the thread to stop.
 func (o *observer) threads(req Request, p *plan, results []Result) error {
+	if where := o.frozen(req.PID); where != "" {
+		return no(ReasonFrozen, "%s", where)
+	}
 	tids, err := o.proc.Threads(req.PID)
 	if err != nil {
 		return lookupError(err)
@@ -165,6 +168,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		waits    []waitTarget
 		unsafe   string // a call that a thread is in and may not be interrupted in
 		strict   bool
+		running  procfs.HostPID
 		pending  procfs.SignalSet
 		consider procfs.SignalSet // caught by the process or blocked by a thread
 	)
@@ -194,6 +198,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 			return lookupError(err)
 		}
 		if sc.Running || sc.Nr < 0 {
+			if st.State == procfs.StateRunning && st.Seccomp != procfs.SeccompStrict && (running == 0 || running == req.PID) {
+				running = tid
+			}
 			continue
 		}
 		c := classifyCall(sc.Nr, sc.Args)
@@ -255,6 +262,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		if best.call.waits.isFD {
 			p.otherFD = best.call.waits.fd
 		}
+		return nil
+	case req.Running && !restartsBeforeStop && running != 0:
+		p.tid, p.running = running, true
 		return nil
 	case strict:
 		return no(ReasonSeccompStrict, "no thread without it")

@@ -268,31 +268,29 @@ type liveFacts struct {
 	buf  []byte
 }
 
-// openFacts opens the files of the zombies that are to be reaped; those that cannot be opened are taken off the plan.
-func openFacts(o *observer, req Request, p *plan, results []Result) (*liveFacts, error) {
-	f := &liveFacts{o: o, req: req, tid: p.tid, fds: make([]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
+func newLiveFacts(o *observer, req Request) *liveFacts {
+	f := &liveFacts{o: o, req: req, fds: make([]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
 	for i := range f.fds {
 		f.fds[i] = -1
 	}
-	var err error
-	if f.self, err = openProc(req.PID, "stat"); err != nil {
-		return f, err
+	return f
+}
+
+// first opens the stat of zombie i and reads it.
+func (f *liveFacts) first(i int) (s procfs.Stat, err error) {
+	if f.fds[i], err = openProc(f.req.Zombies[i].PID, "stat"); err != nil {
+		return s, err
 	}
-	for i, todo := range p.todo {
-		if !todo {
-			continue
-		}
-		f.fds[i], err = openProc(req.Zombies[i].PID, "stat")
-		switch {
-		case err == nil:
-		case errors.Is(err, procfs.ErrVanished):
-			p.todo[i] = false
-			results[i].Outcome, results[i].Reason = Vanished, ReasonVanished
-		default:
-			p.todo[i] = false // out of file descriptors: it stays Left
-		}
+	return f.stat(f.fds[i])
+}
+
+// open prepares for the attach of that plan.
+func (f *liveFacts) open(p *plan) (err error) {
+	f.tid = p.tid
+	if f.self, err = openProc(f.req.PID, "stat"); err != nil {
+		return lookupError(err)
 	}
-	return f, nil
+	return nil
 }
 
 func (f *liveFacts) close() {

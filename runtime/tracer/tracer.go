@@ -16,6 +16,8 @@ const (
 	// MaxMaxStop is the largest budget that a request may name. A second without PID 1 is more than any liveness
 	// probe should have to notice.
 	MaxMaxStop = time.Second
+	// MaxRest is the longest rest that a request may name.
+	MaxRest = time.Second
 	// MaxZombies is how many zombies one request may name.
 	MaxZombies = 4096
 	// MaxBatch is how many zombies are tried in one attach; the rest is reported as [Left]. The worker holds two open
@@ -45,6 +47,12 @@ type Request struct {
 	// is a budget: the zombie that is being reaped when it ends is finished, so that it can be exceeded by the time
 	// that one takes (tens to hundreds of microseconds).
 	MaxStop time.Duration `json:"maxStopNs,omitempty"`
+	// Rest is how long PID 1 is left alone, from the receipt of the request on, in nanoseconds on the wire. The zombies are
+	// looked at meanwhile, which takes longer than to reap them.
+	Rest time.Duration `json:"restNs,omitempty"`
+	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
+	// parked in. For a PID 1 that has so much to do that it never waits. Not on every architecture.
+	Running bool `json:"running,omitempty"`
 }
 
 // Outcome says what became of one zombie.

@@ -461,6 +461,7 @@ func TestTransparency(t *testing.T) {
 					}
 					var s *sitter
 					var sum *tally
+					died := c.Recovered()
 					// On a busy machine the time of a call may be over before the first request.
 					for wait := timeout; sum == nil || timed(call) && sum.requests == 0 && wait < time.Minute; wait *= 5 {
 						s = startSitter(t, call, other, seat.who, requests, wait)
@@ -477,6 +478,9 @@ func TestTransparency(t *testing.T) {
 						sum.stopped.Round(time.Microsecond), sum.longest.Round(time.Microsecond), sum.reasons)
 					if t.Failed() {
 						t.Logf("report: %v, end: %v", s.reports, s.end)
+					}
+					if n := c.Recovered() - died; n > 0 {
+						t.Errorf("%d workers died in the middle of an attach", n)
 					}
 					s.checkTally(sum, taken, seat, requests)
 				})

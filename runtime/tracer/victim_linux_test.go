@@ -410,13 +410,27 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 		}
 		p.reapers[0] = order.NSPID
 	}
-	f, err := openFacts(o, req, &p, rep.Results)
-	if err != nil {
+	f := newLiveFacts(o, req)
+	defer f.close()
+	for i := range req.Zombies {
+		if _, err := f.first(i); err != nil {
+			return err
+		}
+	}
+	if err := f.open(&p); err != nil {
 		return err
 	}
-	defer f.close()
 	(&attach{t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: &rep}).run()
 	return out.Encode(rep)
+}
+
+// examine is both steps of the checks before PID 1 is touched.
+func (o *observer) examine(req Request, results []Result) (plan, error) {
+	p, err := o.zombies(req, func(i int) (procfs.Stat, error) { return o.proc.Stat(req.Zombies[i].PID) }, results)
+	if err == nil {
+		err = o.threads(req, &p, results)
+	}
+	return p, err
 }
 
 func startHelper(t testing.TB, order helperOrder) (cmd *exec.Cmd, stdin io.Closer, answer *json.Decoder) {

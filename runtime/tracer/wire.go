@@ -58,6 +58,8 @@ func (r Request) check() error {
 		return bad("%d zombies, want 1 to %d", len(r.Zombies), MaxZombies)
 	case r.MaxStop < 0 || r.MaxStop > MaxMaxStop:
 		return bad("stop budget %v, want 0 to %v", r.MaxStop, MaxMaxStop)
+	case r.Rest < 0 || r.Rest > MaxRest:
+		return bad("rest of %v, want 0 to %v", r.Rest, MaxRest)
 	}
 	for i, z := range r.Zombies {
 		if z.PID <= 0 || z.PID > maxPID || z.NSPID <= 0 || z.NSPID > maxPID {

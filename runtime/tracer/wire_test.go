@@ -56,6 +56,8 @@ func TestBadRequests(t *testing.T) {
 		{"PID 1 as zombie", func(r *Request) { r.Zombies[0].PID = r.PID }},
 		{"negative budget", func(r *Request) { r.MaxStop = -1 }},
 		{"endless budget", func(r *Request) { r.MaxStop = MaxMaxStop + 1 }},
+		{"negative rest", func(r *Request) { r.Rest = -1 }},
+		{"endless rest", func(r *Request) { r.Rest = MaxRest + 1 }},
 	}
 	for _, tc := range tests {
 		r := validRequest()
