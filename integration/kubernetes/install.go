@@ -227,11 +227,13 @@ func (c *installation) buildah(ctx context.Context, args ...string) (string, err
 	}
 	cmd := c.command(ctx, buildahTool, args...)
 	cmd.Env = append(cmd.Env, "LD_LIBRARY_PATH="+strings.Join(libraries, ":"), "CONTAINERS_REGISTRIES_CONF=/dev/null", "CONTAINERS_STORAGE_CONF=/dev/null")
-	out, err := cmd.CombinedOutput()
+	var stderr bytes.Buffer // it warns of a configuration without a storage driver each time
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+		return "", fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	return string(out), nil
+	return string(bytes.TrimSpace(out)), nil
 }
 
 // identity is what tells a pod's process from any other.
