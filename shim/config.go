@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/protobuf/proto"
 )
 
 // Mode says what is done about the zombies of a container.
@@ -121,6 +122,16 @@ type tomlOptions struct {
 type options struct {
 	runc *runcoptions.Options // nil: the request had none
 	toml tomlOptions
+}
+
+// silent reports whether the request leaves the cgroup driver open. So it is for a pod with a user namespace too where the handler has no
+// options: containerd makes a runc message with the owner of the I/O and nothing else (its client, WithUIDOwner).
+func (o options) silent() bool {
+	if o.runc == nil {
+		return true
+	}
+	owner := &runcoptions.Options{IoUid: o.runc.GetIoUid(), IoGid: o.runc.GetIoGid()}
+	return o.toml == (tomlOptions{}) && (owner.GetIoUid() != 0 || owner.GetIoGid() != 0) && proto.Equal(o.runc, owner)
 }
 
 // decodeOptions understands the three forms in which options arrive: the generic runtimeoptions message (CRI), a runc

@@ -208,6 +208,38 @@ func TestConfigureRejects(t *testing.T) {
 	}
 }
 
+// TestSilentOptions: which options leave it to the path to tell the cgroup driver.
+func TestSilentOptions(t *testing.T) {
+	for name, tt := range map[string]struct {
+		msg  any
+		want bool
+	}{
+		"none":                                  {nil, true},
+		"a pod with a user namespace":           {&runcoptions.Options{IoUid: 65536, IoGid: 65536}, true},
+		"the same, of a handler with an option": {&runcoptions.Options{IoUid: 65536, IoGid: 65536, BinaryName: "crun"}, false},
+		"runc's own, empty":                     {&runcoptions.Options{}, false},
+		"an empty table":                        {generic(""), false},
+		"an owner in a table":                   {generic("IoUid = 5"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var msg typeurl.Any
+			if tt.msg != nil {
+				var err error
+				if msg, err = typeurl.MarshalAny(tt.msg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o, err := decodeOptions(msg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := o.silent(); got != tt.want {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestSystemdCgroup(t *testing.T) {
 	for path, want := range map[string]bool{
 		"system.slice:nerdctl:abc":                     true,

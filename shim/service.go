@@ -198,8 +198,11 @@ func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]stri
 	if err != nil {
 		return Config{}, nil, err
 	}
-	if opts.runc == nil && sp.systemdCgroup() {
-		opts.runc = &runcoptions.Options{SystemdCgroup: true}
+	if opts.silent() && sp.systemdCgroup() {
+		if opts.runc == nil {
+			opts.runc = &runcoptions.Options{}
+		}
+		opts.runc.SystemdCgroup = true
 	}
 	if opts.runc != nil {
 		if r.Options, err = runcAny(opts.runc); err != nil {

@@ -227,11 +227,13 @@ func (c *installation) buildah(ctx context.Context, args ...string) (string, err
 	}
 	cmd := c.command(ctx, buildahTool, args...)
 	cmd.Env = append(cmd.Env, "LD_LIBRARY_PATH="+strings.Join(libraries, ":"), "CONTAINERS_REGISTRIES_CONF=/dev/null", "CONTAINERS_STORAGE_CONF=/dev/null")
-	out, err := cmd.CombinedOutput()
+	var stderr bytes.Buffer // it warns of a configuration without a storage driver each time
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+		return "", fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	return string(out), nil
+	return string(bytes.TrimSpace(out)), nil
 }
 
 // identity is what tells a pod's process from any other.
@@ -246,6 +248,11 @@ func (c *installation) startPod(ctx context.Context, name, class string) (identi
 	if err := c.createPod(ctx, name, nil, podSpec(class, "")); err != nil {
 		return identity{}, err
 	}
+	return c.awaitPod(ctx, name)
+}
+
+// awaitPod waits until a pod is ready.
+func (c *installation) awaitPod(ctx context.Context, name string) (identity, error) {
 	if err := c.wait(ctx, "pod "+name, startTimeout, func() (bool, string) {
 		var p pod
 		err := c.get(ctx, podsPath+"/"+name, &p)
@@ -342,8 +349,8 @@ func (c *installation) installed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Contains(text, []byte(harness.ReaperRuntime)) || !bytes.Contains(text, []byte("SystemdCgroup = true")) {
-		return fmt.Errorf("%s: %q: want the handler, with the cgroup driver of the default one", containerdDropIn, text)
+	if !bytes.Contains(text, []byte(harness.ReaperRuntime)) || bytes.Contains(text, []byte("SystemdCgroup")) != bytes.Contains(text, []byte("mode = ")) {
+		return fmt.Errorf("%s: %q: want the handler, with the cgroup driver of the default one where there are options", containerdDropIn, text)
 	}
 	_, err = c.m.run(ctx, machineBin+"/reaperctl", "doctor")
 	return err
@@ -425,6 +432,9 @@ func (c *installation) works(ctx context.Context, name string) (identity, error)
 	if err := c.waitZombies(ctx, name, 0); err != nil {
 		return p, err
 	}
+	if err := errors.Join(c.inScope(ctx, p), c.inScope(ctx, c.witness)); err != nil {
+		return p, err
+	}
 	var spec struct {
 		Spec struct {
 			Overhead     map[string]string
@@ -438,6 +448,37 @@ func (c *installation) works(ctx context.Context, name string) (identity, error)
 		return p, fmt.Errorf("pod %s: %+v: want the overhead and the node selector of the RuntimeClass", name, spec.Spec)
 	}
 	return p, c.waitZombies(ctx, "witness", orphans)
+}
+
+// inScope returns an error unless systemd has made the container's cgroup.
+func (c *installation) inScope(ctx context.Context, p identity) error {
+	_, err := c.m.run(ctx, "systemctl", "is-active", "cri-containerd-"+strings.TrimPrefix(p.container, "containerd://")+".scope")
+	return err
+}
+
+// userNamespace runs a pod with a user namespace of its own.
+func (c *installation) userNamespace(ctx context.Context, name string) error {
+	spec := podSpec(handler, "")
+	spec["hostUsers"] = false
+	if err := c.createPod(ctx, name, nil, spec); err != nil {
+		return err
+	}
+	p, err := c.awaitPod(ctx, name)
+	if err != nil {
+		return err
+	}
+	uids, err := c.kubectl(ctx, "exec", name, "--", "/bin/cat", "/proc/self/uid_map")
+	if err != nil {
+		return err
+	}
+	if f := strings.Fields(uids); len(f) < 2 || f[1] == "0" {
+		return fmt.Errorf("pod %s: uid_map %q, want a user namespace", name, uids)
+	}
+	if err := errors.Join(c.inScope(ctx, p), c.leak(ctx, name), c.waitZombies(ctx, name, 0)); err != nil {
+		return err
+	}
+	_, err = c.kubectl(ctx, "delete", "pod", name)
+	return err
 }
 
 func (c *installation) kustomizeInstall(ctx context.Context) error {
@@ -454,9 +495,12 @@ func (c *installation) kustomizeInstall(ctx context.Context) error {
 	if _, err := c.works(ctx, "kustomize-pod"); err != nil {
 		return err
 	}
+	if err := c.userNamespace(ctx, "userns-pod"); err != nil {
+		return err
+	}
 	if err := c.step(ctx, "`kubectl apply -k contrib/kubernetes/base`",
 		fmt.Sprintf("programs and handler on the node, `reaperctl doctor` is content, the node has the label; %d orphans in a pod with `runtimeClassName: reaper` go, "+
-			"those in a pod under runc.v2 stay", orphans), 1); err != nil {
+			"those in a pod under runc.v2 stay. So do they go in one with `hostUsers: false`", orphans), 1); err != nil {
 		return err
 	}
 	// Another pod on a node that has all.
@@ -698,7 +742,7 @@ func (c *installation) helmUpgrade(ctx context.Context) error {
 	}
 	if err := c.wait(ctx, "the option", startTimeout, func() (bool, string) {
 		text, err := os.ReadFile(c.m.path(containerdDropIn))
-		return err == nil && strings.Contains(string(text), "mode = 'observe'"), fmt.Sprintf("%v: %s", err, text)
+		return err == nil && strings.Contains(string(text), "mode = 'observe'") && strings.Contains(string(text), "SystemdCgroup = true"), fmt.Sprintf("%v: %s", err, text)
 	}); err != nil {
 		return err
 	}

@@ -42,8 +42,7 @@ type machine struct {
 	exited chan struct{}
 }
 
-// enterMachine makes the directory $1/root the root of a mount namespace and runs systemd in it, in a cgroup namespace that begins at the
-// cgroup of the remaining arguments. /usr is that of this machine, with what is written to it in $1/usr; /usr/local is $1/local.
+// enterMachine runs setUpMachine for the directory $1, in a cgroup namespace that begins at the cgroup of the remaining arguments.
 const enterMachine = `set -e
 dir=$1
 shift
@@ -51,6 +50,8 @@ for procs; do echo 0 > "$procs"; done
 exec unshare --cgroup -- /bin/sh -c "$SETUP" sh "$dir"
 `
 
+// setUpMachine makes the directory $1/root the root of the mount namespace and runs systemd in it. /usr is that of this machine, with what
+// is written to it in $1/usr; /usr/local is $1/local.
 const setUpMachine = `set -e
 mount --make-rprivate /
 mount --bind "$1/root" "$1/root"
@@ -60,6 +61,8 @@ mount --bind "$1/local" usr/local
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t tmpfs -o mode=0755 tmpfs run
+mkdir run/proc # one with nothing over it, or no user namespace may mount its own (the kernel's fs/namespace.c, mount_too_revealing)
+mount -t proc proc run/proc
 mount -t tmpfs tmpfs tmp
 mount -t tmpfs -o mode=0755 tmpfs dev
 for node in null zero full random urandom tty kmsg; do

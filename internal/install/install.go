@@ -43,7 +43,7 @@ type Installer struct {
 	Address string
 	// Handler is the name of the runtime handler.
 	Handler string
-	// Options are the handler's runtime options. SystemdCgroup is taken from the default handler when it is not among them.
+	// Options are the handler's runtime options. If there are any, and SystemdCgroup is not among them, it is taken from the default handler.
 	Options map[string]any
 	// Restart is the command that restarts containerd. Without one the caller has to, and nothing is verified afterwards.
 	Restart []string
@@ -288,7 +288,9 @@ func (in *Installer) planInstall(ctx context.Context, before dump) (plan, error)
 		return plan{}, fmt.Errorf("%s has a handler %q with the runtime_type %q: choose another name", in.ConfigPath, in.Handler, h["runtime_type"])
 	}
 	p := plan{present: true, options: map[string]any{}}
-	if before.systemdCgroup() {
+	// Without options the shim tells the cgroup driver by the form of the path, and only so does containerd 2.x start pods with a user
+	// namespace: it takes a handler's options for runc's then (client/task.go, getRuncOptions).
+	if len(in.Options) > 0 && before.systemdCgroup() {
 		p.options["SystemdCgroup"] = true
 	}
 	for k, v := range in.Options {
