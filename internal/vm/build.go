@@ -139,7 +139,8 @@ func (b *builder) system() error {
 		"etc/group":  "root:x:0:\n",
 		"etc/hosts":  "127.0.0.1 localhost\n",
 		"tests":      b.tests.String(),
-		"settings":   fmt.Sprintf("export REAPER_TEST_SLOW=%d\nexport REAPER_TEST_VICTIMS=%s\n", b.slow, guestVictims),
+		"settings": fmt.Sprintf("export REAPER_TEST_SLOW=%d REAPER_TEST_VICTIMS=%s REAPER_CRASH_KILLS=%d REAPER_TRANSPARENCY_REQUESTS=%d\n",
+			b.slow, guestVictims, b.kills, b.reaps),
 	} {
 		if err := os.WriteFile(b.path(name), []byte(text), 0o644); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -400,6 +401,34 @@ func TestSwapWindowSignals(t *testing.T) {
 	}
 }
 
+// TestHandlerRecoveryDies: a handler waits to run, and what repairs PID 1 is killed when it has led that to the entry of its call.
+func TestHandlerRecoveryDies(t *testing.T) {
+	if !restartsBeforeStop {
+		t.Skipf("not led there on %s", goarch)
+	}
+	for _, call := range []string{"futex", "nanosleep"} {
+		t.Run(call, func(t *testing.T) {
+			v := startCrash(t, call, 1)
+			dir := t.TempDir()
+			marker, again := filepath.Join(dir, "died"), filepath.Join(dir, "recover-died")
+			c := hookedClient("waited", "2", deedUSR1, marker)
+			c.recoverArgs = []string{hookedRecover, "recover-led", again}
+			defer c.Close()
+			if _, err := v.dieAt(c, 3, marker); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(again); err != nil {
+				t.Errorf("the recovery was not killed: %v", err)
+			}
+			v.usr1++
+			if got, want := v.expect("back"), "ret -4 regs ok mask ok own ok usr1 1 cont 0"; got != want {
+				t.Errorf("PID 1 says %s, want %s", got, want)
+			}
+			v.check()
+		})
+	}
+}
+
 // TestCrashOfTheStarved: the worker dies with the pin shown to a thread that then gets next to no CPU time. It is in no queue any more,
 // and stops the thread only when that runs.
 func TestCrashOfTheStarved(t *testing.T) {
@@ -504,8 +533,26 @@ func TestClientDies(t *testing.T) {
 	}
 }
 
+// killsEnv is for machines on which no flag can be given for one package alone.
+const killsEnv = "REAPER_CRASH_KILLS"
+
+const defaultKills = 20
+
+func crashKills(t *testing.T) int {
+	t.Helper()
+	if *flagKills > 0 {
+		return *flagKills
+	}
+	s := cmp.Or(os.Getenv(killsEnv), strconv.Itoa(defaultKills))
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%s: want a number from 1", killsEnv, s)
+	}
+	return n
+}
+
 var (
-	flagKills  = flag.Int("kills", 20, "TestCrash: how often the worker is killed in each state")
+	flagKills  = flag.Int("kills", 0, "TestCrash: how often the worker is killed in each state (default: "+killsEnv+", or 20)")
 	flagReport = flag.String("crash-report", "", "TestCrash: write the results to this `file`, JSON")
 	flagAdd    = flag.Bool("crash-add", false, "TestCrash: add to what the file has")
 	flagPage   = flag.String("crash-page", "", "TestCrash: write the table into this `page`, between its markers")
@@ -633,8 +680,8 @@ func crashState(t *testing.T, row *crashRow) {
 		attach  = 400 * time.Microsecond // and the attach alone
 	)
 	rnd := rand.New(rand.NewPCG(uint64(len(row.Call)), 7))
-	unchecked := 0
-	for row.Kills < *flagKills {
+	unchecked, kills := 0, crashKills(t)
+	for row.Kills < kills {
 		zs := v.take(20)
 		// A worker that is there already: its start takes longer than an attach.
 		if c.WorkerPID() == 0 {
@@ -679,7 +726,7 @@ func crashState(t *testing.T, row *crashRow) {
 		row.Attached += int(c.Recovered() - before)
 		row.InFlight += int(c.inFlight.Load() - inFlight)
 		v.quiet()
-		if unchecked++; unchecked == 10 || row.Kills == *flagKills {
+		if unchecked++; unchecked == 10 || row.Kills == kills {
 			v.check()
 			if t.Failed() {
 				return
