@@ -46,7 +46,8 @@ func (b *builder) memory() string {
 
 // unit builds the tests of the packages with what they need.
 func (b *builder) unit(ctx context.Context) error {
-	list, err := output(ctx, b.root, b.goEnv(), "go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}", b.pkgs)
+	args := append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}"}, strings.Fields(b.pkgs)...)
+	list, err := output(ctx, b.root, b.goEnv(), "go", args...)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const allPackages = "./runtime/..." // of the suite unit
+
 type config struct {
 	arch    string // as Go says it
 	suite   string
@@ -46,7 +48,7 @@ func main() {
 	flag.StringVar(&c.mirror, "mirror", "", "base URI of Debian's archives, below which debian and debian-security are (default: those that apt uses here)")
 	flag.StringVar(&c.release, "release", "bookworm", "Debian release")
 	flag.StringVar(&c.run, "run", "", "only the tests that match")
-	flag.StringVar(&c.pkgs, "pkgs", "./runtime/...", "packages of the suite unit")
+	flag.StringVar(&c.pkgs, "pkgs", allPackages, "packages of the suite unit, separated by spaces")
 	flag.IntVar(&c.smp, "smp", 2, "CPUs")
 	flag.StringVar(&c.memory, "m", "", "memory (default: 1G, 3G for the suite integration)")
 	flag.IntVar(&c.slow, "slow", 8, "factor for the deadlines of the tests")

@@ -599,6 +599,14 @@ func TestCrash(t *testing.T) {
 			t.Logf("%+v", row)
 		})
 	}
+	var sum crashRow
+	for _, row := range rep.Rows {
+		sum.Kills, sum.Attached, sum.InFlight = sum.Kills+row.Kills, sum.Attached+row.Attached, sum.InFlight+row.InFlight
+	}
+	t.Logf("%d kills, %d while a thread was held, %d with the swap in flight", sum.Kills, sum.Attached, sum.InFlight)
+	if sum.Kills >= 100 && sum.Attached == 0 {
+		t.Error("no worker died within an attach: the test has shown nothing")
+	}
 	if *flagReport != "" {
 		if err := rep.write(*flagReport, *flagPage, *flagAdd); err != nil {
 			t.Fatal(err)
@@ -675,10 +683,8 @@ func workerJournal(t *testing.T, pid int) *Journal {
 func crashState(t *testing.T, row *crashRow) {
 	v := startCrash(t, row.Call, row.Siblings)
 	c := newClient(t, "-idle", "1m")
-	const (
-		request = 2 * time.Millisecond   // about what a request takes, attach included
-		attach  = 400 * time.Microsecond // and the attach alone
-	)
+	request := testutil.Slow(2 * time.Millisecond)  // about what a request takes, attach included
+	attach := testutil.Slow(400 * time.Microsecond) // and the attach alone
 	rnd := rand.New(rand.NewPCG(uint64(len(row.Call)), 7))
 	unchecked, kills := 0, crashKills(t)
 	for row.Kills < kills {
