@@ -124,6 +124,9 @@ func (m *mender) attached() error {
 			return errGone
 		case stopSyscall:
 			m.step("recover-led")
+			if err := m.stopAgain(); err != nil {
+				return err
+			}
 			return m.release(0)
 		case stopEvent:
 			if err := m.registers(); err != nil {
@@ -153,8 +156,10 @@ func (m *mender) attached() error {
 			}
 			if theirs, err := m.theirStop(); err != nil {
 				return err
-			} else if theirs {
+			} else if theirs && !m.lead {
 				return m.release(0) // into the stop
+			} else if theirs {
+				m.j.restop.Store(1)
 			}
 			if err := m.wake(); err != nil {
 				return err
@@ -176,7 +181,14 @@ func (m *mender) attached() error {
 					}
 					return m.release(0)
 				}
-				return m.release(sigStop)
+				if !m.lead {
+					return m.release(sigStop)
+				}
+				m.j.restop.Store(1)
+				if _, err := m.leadOn(); err != nil {
+					return err
+				}
+				continue
 			}
 			resume = s.sig // the mask was its own, and so are the registers
 		default:
@@ -239,6 +251,24 @@ func (m *mender) wake() error {
 	return nil
 }
 
+// stopAgain repeats somebody else's stop that has been ended to lead the thread to its call: what ends the stop may have a handler.
+func (m *mender) stopAgain() error {
+	if m.j.restop.Load() == 0 {
+		return nil
+	}
+	st, err := m.look()
+	if err != nil {
+		return err
+	}
+	if (st.SigPnd | st.ShdPnd).Has(sigCont) {
+		return nil // ended meanwhile
+	}
+	if err := unix.Kill(m.t.tgid, unix.SIGSTOP); err != nil {
+		return fmt.Errorf("stop process %d again: %w", m.t.tgid, err)
+	}
+	return nil
+}
+
 // leadOn resumes the thread, with its signals blocked, up to the entry of its own call, if a handler is about to run. Behind the
 // exit of waitid the kernel restarts nothing, so that the handler would return to a rewound call, which it has to end; a call that
 // has been entered the kernel ends as it does without any tracer. If we die meanwhile, the mask says so to the next recovery.
@@ -250,7 +280,7 @@ func (m *mender) leadOn() (led bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if (st.SigPnd|st.ShdPnd)&st.SigCgt&^procfs.SignalSet(m.j.mask) == 0 {
+	if (st.SigPnd|st.ShdPnd)&st.SigCgt&^procfs.SignalSet(m.j.mask) == 0 && m.j.restop.Load() == 0 {
 		return false, nil
 	}
 	if err := m.t.setMask(allSignals); err != nil {
