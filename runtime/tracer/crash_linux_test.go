@@ -401,31 +401,44 @@ func TestSwapWindowSignals(t *testing.T) {
 	}
 }
 
-// TestHandlerRecoveryDies: a handler waits to run, and what repairs PID 1 is killed when it has led that to the entry of its call.
+// TestHandlerRecoveryDies: a handler waits to run, or a stop from outside has to stay, and what repairs PID 1 is killed when it has
+// led that to the entry of its call.
 func TestHandlerRecoveryDies(t *testing.T) {
 	if !restartsBeforeStop {
 		t.Skipf("not led there on %s", goarch)
 	}
 	for _, call := range []string{"futex", "nanosleep"} {
-		t.Run(call, func(t *testing.T) {
-			v := startCrash(t, call, 1)
-			dir := t.TempDir()
-			marker, again := filepath.Join(dir, "died"), filepath.Join(dir, "recover-died")
-			c := hookedClient("waited", "2", deedUSR1, marker)
-			c.recoverArgs = []string{hookedRecover, "recover-led", again}
-			defer c.Close()
-			if _, err := v.dieAt(c, 3, marker); err != nil {
-				t.Error(err)
-			}
-			if _, err := os.Stat(again); err != nil {
-				t.Errorf("the recovery was not killed: %v", err)
-			}
-			v.usr1++
-			if got, want := v.expect("back"), "ret -4 regs ok mask ok own ok usr1 1 cont 0"; got != want {
-				t.Errorf("PID 1 says %s, want %s", got, want)
-			}
-			v.check()
-		})
+		for _, deed := range []string{deedUSR1, deedStop} {
+			t.Run(call+"/"+deed, func(t *testing.T) {
+				v := startCrash(t, call, 1)
+				dir := t.TempDir()
+				marker, again := filepath.Join(dir, "died"), filepath.Join(dir, "recover-died")
+				step := "waited"
+				if deed == deedStop {
+					step = "swapped" // see mender.theirStop
+				}
+				c := hookedClient(step, "2", deed, marker)
+				c.recoverArgs = []string{hookedRecover, "recover-led", again}
+				defer c.Close()
+				if _, err := v.dieAt(c, 3, marker); err != nil {
+					t.Error(err)
+				}
+				if _, err := os.Stat(again); err != nil {
+					t.Errorf("the recovery was not killed: %v", err)
+				}
+				if deed == deedStop {
+					eventually(t, "PID 1 stops", func() bool { return v.state() == procfs.StateStopped })
+					unix.Kill(int(v.pid), unix.SIGCONT)
+					v.conts++
+				} else {
+					v.usr1++
+				}
+				if got, want := v.expect("back"), fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d", v.usr1, v.conts); got != want {
+					t.Errorf("PID 1 says %s, want %s", got, want)
+				}
+				v.check()
+			})
+		}
 	}
 }
 
