@@ -38,12 +38,16 @@ help: ## Show this text.
 .PHONY: all
 all: build tools testprogs ## Build everything that is built.
 
+# A shim speaks ttrpc. Without this tag, with which containerd builds its own, gRPC and an HTTP server come with the messages.
+SHIM_TAGS := no_grpc
+
 .PHONY: build
 build: $(BIN)/reaper-init ## Build the commands under cmd/ into bin/.
 	@mkdir -p $(BIN)
 	@set -e; for c in $(COMMANDS); do \
 		echo "build $$c"; \
-		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
+		tags=; case $$c in containerd-shim-*) tags=$(SHIM_TAGS);; esac; \
+		CGO_ENABLED=0 $(GO) build $(GOFLAGS_BUILD) -tags "$$tags" -ldflags '$(LDFLAGS)' -o $(BIN)/$$c ./cmd/$$c; \
 	done
 
 # Tracing is linked in by containerd's own tag. It makes the shim larger (docs/tracing.md), so whoever wants it installs this directory.
@@ -132,7 +136,7 @@ endef
 
 NO_SNAPSHOTTERS := -tags no_btrfs,no_devmapper,no_zfs
 $(eval $(call tool,containerd,github.com/containerd/containerd/v2,./cmd/containerd,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
-$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-ldflags '$(LDFLAGS)'))
+$(eval $(call tool,containerd-shim-runc-v2,github.com/containerd/containerd/v2,./cmd/containerd-shim-runc-v2,CGO_ENABLED=0,-tags $(SHIM_TAGS) -ldflags '$(LDFLAGS)'))
 $(eval $(call tool,ctr,github.com/containerd/containerd/v2,./cmd/ctr,CGO_ENABLED=0,$(NO_SNAPSHOTTERS)))
 $(eval $(call tool,runc,github.com/opencontainers/runc,.,CGO_ENABLED=1,-tags seccomp))
 $(eval $(call tool,nerdctl,github.com/containerd/nerdctl/v2,./cmd/nerdctl,CGO_ENABLED=0,))
@@ -154,6 +158,15 @@ endef
 $(eval $(call tool,runc-fp,github.com/containerd/containerd/v2,./integration/failpoint/cmd/runc-fp,CGO_ENABLED=0,))
 $(eval $(call testbinary,critest,sigs.k8s.io/cri-tools,./cmd/critest,-ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=$$$$version"))
 $(eval $(call testbinary,containerd-client.test,github.com/containerd/containerd/v2,./integration/client,$(NO_SNAPSHOTTERS)))
+
+# For make bench only. One file is exchanged, since it asks for more open files than there may be.
+$(TOOLS)/containerd-stress: integration/tools/go.mod integration/tools/stress/rlimit.go
+	@mkdir -p $(TOOLS)
+	@echo "build tools/containerd-stress"
+	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cd integration/tools; module=github.com/containerd/containerd/v2; \
+		$(GO) mod download $$module; cp -r --no-preserve=mode "$$($(GO) list -m -f '{{.Dir}}' $$module)/." $$copy; \
+		cp stress/rlimit.go $$copy/cmd/containerd-stress/rlimit_unix.go; \
+		cd $$copy && CGO_ENABLED=0 $(GO) build -trimpath -mod=readonly -buildvcs=false -o $@ ./cmd/containerd-stress
 
 # Daemons of the tests with older versions of containerd, each with its own runc.v2 shim: that of containerd 2.3 and later is not
 # started by older ones. Each is pinned in a module of its own.
@@ -228,6 +241,8 @@ test: ## All that CI needs, from a fresh machine: install, build, lint, unit, fu
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-crun
 	@$(MAKE) --no-print-directory test-oldest
+	@$(MAKE) --no-print-directory test-manifests
+	@$(MAKE) --no-print-directory test-packages SHORT=1
 
 .PHONY: vet
 vet: ## go vet, for amd64 and arm64.
@@ -323,6 +338,30 @@ e2e-kubernetes: ## A Kubernetes cluster of one node, with leaky pods under runc.
 	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS)) testprogs build
 	$(GO) run ./integration/kubernetes
 
+# The same version of Helm as in integration/manifests.
+$(TOOLS)/helm: integration/tools/helm/go.mod
+	@mkdir -p $(TOOLS)
+	@echo "build tools/helm"
+	@cd integration/tools/helm && version=$$($(GO) list -m -f '{{.Version}}' helm.sh/helm/v3) && \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS) -X helm.sh/helm/v3/internal/version.version=$$version" \
+		-o $@ helm.sh/helm/v3/cmd/helm
+
+# Debian's buildah, with the libraries that a machine may lack: unpacked and not installed.
+$(TOOLS)/buildah/usr/bin/buildah:
+	@mkdir -p $(TOOLS)
+	@echo "unpack tools/buildah"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; chmod 755 .; \
+		packages='buildah libgpgme11 libassuan0 libdevmapper1.02.1'; \
+		apt-get download -q $$packages >/dev/null 2>&1 || { apt-get update -q >/dev/null && apt-get download -q $$packages; }; \
+		for p in *.deb; do dpkg-deb -x $$p root; done; rm -rf $(TOOLS)/buildah; mv root $(TOOLS)/buildah; touch $@
+
+# containernetworking-plugins: pods reach the API server.
+.PHONY: e2e-install
+e2e-install: ## The DaemonSet on a cluster whose node has systemd, by kustomize and Helm: docs/installing.md (as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) containernetworking-plugins'
+	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS) helm buildah/usr/bin/buildah) testprogs build
+	$(GO) run ./integration/kubernetes install
+
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)') \
 	$(if $(VM_KILLS),-kills $(VM_KILLS)) $(if $(VM_REAPS),-reaps $(VM_REAPS))
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
@@ -388,9 +427,20 @@ demo: ## The same leaky container under runc.v2 and under reaper.v2, side by sid
 	@$(MAKE) --no-print-directory tools testprogs build
 	@$(GO) run ./integration/demo
 
+# tini: who reaps when PID 1 is an init.
 .PHONY: bench
-bench: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root).
-	$(GO) test -run '^$$' -bench . ./runtime/...
+bench: ## What our shim costs beside runc.v2's: docs/benchmarks.md, its data and plots (BENCH='-only start -rounds 2', see -help; as root).
+	@$(MAKE) --no-print-directory deps APT_PACKAGES='$(APT_PACKAGES) $(CRITEST_PACKAGES) tini'
+	@$(MAKE) --no-print-directory tools $(TOOLS)/critest $(TOOLS)/containerd-stress testprogs build
+	$(GO) run ./integration/bench $(BENCH)
+
+.PHONY: bench-render
+bench-render: ## The tables and plots of docs/benchmarks.md once more, from docs/data/benchmarks.json.
+	$(GO) run ./integration/bench -render
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks: microseconds per zombie and the longest stop of PID 1 (as root; PKGS=).
+	$(GO) test -run '^$$' -bench . $(if $(filter-out ./...,$(PKGS)),$(PKGS),./runtime/...)
 
 .PHONY: bench-forklog
 bench-forklog: ## What the fork logs cost: docs/data/fork-log.json and the tables of docs/fork-log.md (as root).
@@ -422,15 +472,16 @@ bench-init: build ## reaper-init beside tini, dumb-init and catatonit: docs/data
 # Without a tag: a number that grows.
 ifndef VERSION
 VERSION   := $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null))
-VERSION   := $(or $(VERSION),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-$(shell git describe --always --dirty 2>/dev/null))
+COMMITS   := $(shell git rev-list --count HEAD 2>/dev/null)
+VERSION   := $(or $(VERSION),0.0.0-$(if $(COMMITS),$(COMMITS)-$(shell git describe --always --dirty 2>/dev/null),unknown))
 endif
 ifndef SOURCE_DATE_EPOCH
-SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null)
+SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 endif
 DIST      ?= $(CURDIR)/dist
 RELEASE   := containerd-shim-reaper-$(VERSION)-linux-amd64
 build-release release deb rpm: export SOURCE_DATE_EPOCH := $(SOURCE_DATE_EPOCH)
-SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install
+SHIPPED   := containerd-shim-reaper-v2 reaper-tracer reaper-install reaperctl reaper-exporter
 
 # $(1) file in bin/tools, $(2) package
 define packager
@@ -448,6 +499,7 @@ build-release:
 	@GOARCH=amd64 $(MAKE) --no-print-directory build BIN=$(DIST)/build GOFLAGS_BUILD='-trimpath -buildvcs=false' \
 		LDFLAGS='-s -w -buildid= -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' INIT_DEFINES='-DVERSION=\"$(VERSION)\"'
 	@cp -r contrib README.md CHANGELOG.md LICENSE docs/installing.md $(DIST)/build/
+	@sed 's|/usr/local/bin/|/usr/bin/|' contrib/systemd/reaper-exporter.service > $(DIST)/build/reaper-exporter.service
 	@chmod -R u=rwX,go=rX $(DIST)/build && find $(DIST)/build -exec touch -d @$$SOURCE_DATE_EPOCH {} +
 
 .PHONY: release
@@ -467,8 +519,8 @@ deb rpm: build-release $(TOOLS)/nfpm ## A package for amd64 in dist/.
 	@VERSION=$(VERSION) BUILD=$(DIST)/build $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $@ -t $(DIST)/
 
 .PHONY: test-packages
-test-packages: ## Are packages and archives the same each time, and do they install?
-	$(GO) test -tags packages -count=1 -timeout 20m -v ./integration/packages
+test-packages: $(TOOLS)/nfpm $(TOOLS)/cyclonedx-gomod ## Do packages and archives install, and are they the same each time (not with SHORT=1)?
+	$(GO) test -tags packages -count=1 -timeout 20m $(if $(SHORT),-short,-v) ./integration/packages
 
 .PHONY: test-manifests
 test-manifests: ## contrib/ rendered by Helm and kustomize and decoded into the types of Kubernetes' API.

@@ -301,9 +301,9 @@ func TestStormLong(t *testing.T) {
 					n := backlog(t, c)
 					samples = append(samples, n)
 					if leak.rate == 0 && n > count/2 {
-						// The rest of the machine needs PIDs as well. The signal is for all whom PID 1 adopts from.
-						killBelow(cmd.Process.Pid)
-						_ = <-done // killed
+						// The rest of the machine needs PIDs as well.
+						killStorm(t, cmd)
+						<-done //nolint:errcheck // it was killed
 						ended = true
 					}
 				}
@@ -323,13 +323,17 @@ func TestStormLong(t *testing.T) {
 	}
 }
 
-// killBelow kills a process and all below it.
-func killBelow(pid int) {
-	children, _ := procfs.New(os.DirFS("/proc")).ThreadChildren(procfs.HostPID(pid), procfs.HostPID(pid))
-	for _, child := range children {
-		killBelow(int(child))
+// killStorm kills the storm below nsenter: a session of its own, which setsid has made of nsenter's only child.
+func killStorm(t *testing.T, nsenter *osexec.Cmd) {
+	t.Helper()
+	pid := procfs.HostPID(nsenter.Process.Pid)
+	children, err := procfs.New(os.DirFS("/proc")).ThreadChildren(pid, pid)
+	if err != nil || len(children) != 1 {
+		t.Fatalf("children of nsenter: %v, %v", children, err)
 	}
-	_ = syscall.Kill(pid, syscall.SIGKILL)
+	if err := syscall.Kill(-int(children[0]), syscall.SIGKILL); err != nil {
+		t.Fatalf("kill the storm: %v", err)
+	}
 }
 
 // raisePIDMax makes room for so many processes until the test ends.

@@ -145,3 +145,18 @@ func TestModes(t *testing.T) {
 		}
 	})
 }
+
+// TestSaturated: a PID 1 that always has something to do, and so is never parked, is made to reap between two of its calls.
+func TestSaturated(t *testing.T) {
+	d := daemon(t)
+	events := subscribe(t, d)
+	c := run(t, d, harness.Spec{Runtime: reaper(t), Args: []string{"/bin/pause1", "work"}})
+	exec(t, c, "/bin/leak", "-n", "20")
+	testutil.Eventually(t, grace+4*time.Second, func() (bool, string) {
+		zs := zombies(t, c)
+		return len(zs) == 0, describe(zs)
+	})
+	if final := finalStats(t, events, c); final.GetReapedByTracer() != 20 {
+		t.Errorf("%d reaped, want 20: %v", final.GetReapedByTracer(), final)
+	}
+}

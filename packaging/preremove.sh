@@ -6,5 +6,9 @@ remove | 0) ;; # dpkg, rpm
 *) exit 0 ;;   # an upgrade
 esac
 etc="${DPKG_ROOT:-}/etc/containerd"
-grep -qs 'reaper-install' "$etc/config.toml" "$etc/conf.d/reaper.toml" || exit 0
-exec "${DPKG_ROOT:-}/usr/bin/reaper-install" uninstall
+if grep -qs 'reaper-install' "$etc/config.toml" "$etc/conf.d/reaper.toml"; then
+	"${DPKG_ROOT:-}/usr/bin/reaper-install" uninstall
+fi
+if [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; then
+	systemctl disable --now reaper-exporter.service
+fi

@@ -153,6 +153,9 @@ func (f *forks) Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork {
 	return answer
 }
 
+// Exact implements sweep.ForkLog. A connector is not: it is opened and closed by what the walks for rule L find.
+func (f *forks) Exact() bool { return f.perf != nil && f.perf.Stats().Gaps == 0 }
+
 // update draws the consequences of a sweep and reports whether another log is in use now.
 func (f *forks) update(st sweep.Stats, now time.Time) (changed bool) {
 	if f.perf != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -50,6 +51,18 @@ type service struct {
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
 	watchers map[uint64]*watcher // by inode of the PID namespace
+	trim     *time.Timer         // see trimSoon
+
+	processors int // that containerd wants a shim to use at most
+}
+
+// containersPerProcessor is how many containers are watched before a shim takes another processor: a pod has fewer.
+const containersPerProcessor = 16
+
+// fit takes as many processors as the containers need. Nearly all that a shim does is wait, and with a second processor Go's
+// scheduler wakes a second thread, which looks in vain for work, whenever the first begins any. s.mu is held, or nobody else has s.
+func (s *service) fit() {
+	goruntime.GOMAXPROCS(min(1+len(s.tasks)/containersPerProcessor, s.processors)) // does nothing where that is so already
 }
 
 func newService(ctx context.Context, address string, publisher ctrdshim.Publisher, sd shutdown.Service, sp *spans) (*service, error) {
@@ -81,6 +94,8 @@ func newService(ctx context.Context, address string, publisher ctrdshim.Publishe
 		return nil, fmt.Errorf("find out whose shim this is: %w", err)
 	}
 	s.findTracer()
+	s.processors = goruntime.GOMAXPROCS(0)
+	s.fit()
 	s.children = newChildren(s)
 	runc.Monitor = monitor{s.children}
 	go s.children.run()
@@ -160,6 +175,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	s.mu.Lock()
 	s.tasks[r.ID] = t
 	s.joinGroup(t)
+	s.fit()
 	s.mu.Unlock()
 	end(int(resp.Pid))
 	return resp, nil
@@ -239,6 +255,9 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	if err != nil {
 		end(0)
 		return nil, err
+	}
+	if r.ExecID == "" {
+		s.trimSoon()
 	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
 		if t.pid == 0 { // restored from a checkpoint: the process exists only now
@@ -370,6 +389,7 @@ func (s *service) forget(id string) {
 	s.mu.Lock()
 	t := s.tasks[id]
 	delete(s.tasks, id)
+	s.fit()
 	if t == nil {
 		s.mu.Unlock()
 		return

@@ -2,7 +2,6 @@ package shim
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -102,7 +101,7 @@ func identify(proc *procfs.FS, pid procfs.HostPID, started bool) (process, error
 		ownsNS:    inner == 1,
 		init:      lineage.Init{PID: pid, SessionLeader: !started && st.Session == pid},
 		cgroup:    sweep.ContainerPath(proc, pid),
-		cgroupDir: sweep.FindCgroup(os.DirFS("/sys/fs/cgroup"), cgroups),
+		cgroupDir: sweep.FindCgroup(procfs.DirectFS("/sys/fs/cgroup"), cgroups),
 	}, nil
 }
 

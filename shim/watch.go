@@ -50,6 +50,10 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		return nil, err
 	}
 	sweeper.SetForkLog(owner.forks)
+	timer, err := newAlarm()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watcher{
 		s:       s,
@@ -61,7 +65,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		members: map[string]*task{owner.id: owner},
 		paused:  make(map[string]bool),
 	}
-	go w.run(ctx, sweeper)
+	go w.run(ctx, sweeper, timer)
 	return w, nil
 }
 
@@ -133,13 +137,12 @@ func (w *watcher) attribute(cgroup string) *task {
 	return w.owner
 }
 
-func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
+func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm) {
 	defer close(w.done)
 	defer w.owner.forks.close()
 	var (
-		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar}
+		cadence = sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar, Alone: sweep.DefaultAlone}
 		next    = time.Now().Add(cadence.Near)
-		timer   = time.NewTimer(cadence.Near)
 		failing bool
 		// declined holds the reasons that have been logged.
 		declined = make(map[tracer.Reason]bool)
@@ -149,7 +152,8 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		// notBefore keeps execs that come one after the other from making a long look at many children a load.
 		notBefore time.Time
 	)
-	defer timer.Stop()
+	defer timer.close()
+	timer.set(cadence.Near)
 	for {
 		var now *ask // somebody waits for this sweep
 		select {
@@ -171,7 +175,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			}
 			if soon.Before(next) {
 				next = soon
-				timer.Reset(soon.Sub(now))
+				timer.set(soon.Sub(now))
 			}
 			continue
 		case <-timer.C:
@@ -180,7 +184,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 		if !sweepable {
 			now.refuse(errPaused)
 			next = time.Now().Add(cadence.Far)
-			timer.Reset(cadence.Far)
+			timer.set(cadence.Far)
 			continue
 		}
 		sweeper.SetCgroups(dirs)
@@ -226,9 +230,13 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper) {
 			pending, told = false, at
 		}
 		wait := cadence.Next(res, at)
+		if res.Zombies == 0 && wait >= cadence.Far {
+			wait = timer.together(wait)
+		} else {
+			timer.set(wait)
+		}
 		notBefore = at.Add(kickShare * res.Looking)
 		next = at.Add(wait)
-		timer.Reset(wait)
 	}
 }
 

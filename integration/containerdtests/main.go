@@ -144,7 +144,11 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 		return compare.Run{}, err
 	}
 	s.runs++
+	var namespace io.Closer
 	defer func() {
+		if namespace != nil {
+			defer namespace.Close()
+		}
 		var leaks *harness.LeakError
 		if cerr := harness.Clear(dir, cgroup); errors.As(cerr, &leaks) {
 			fmt.Printf("%s: %v\n", runtime, leaks)
@@ -198,7 +202,7 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	if err := cmd.Start(); err != nil {
 		return compare.Run{}, err
 	}
-	if err := harness.AdoptMounts(dir, cmd.Process.Pid); err != nil {
+	if namespace, err = harness.AdoptMounts(dir, cmd.Process.Pid); err != nil {
 		return compare.Run{}, err
 	}
 	results, perr := parse(stdout, log)

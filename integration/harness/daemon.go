@@ -562,10 +562,11 @@ func (d *Daemon) Close() error {
 			<-d.exited
 		}
 	}
+	// While the namespace is open, its number is nobody else's, by which clearDir finds processes.
+	clearDir(d.Dir)
 	if d.mountNS != nil {
 		errs = append(errs, d.mountNS.Close())
 	}
-	clearDir(d.Dir)
 	return errors.Join(errs...)
 }
 

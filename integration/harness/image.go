@@ -59,14 +59,15 @@ func Layer(files ...File) ([]byte, error) {
 	return layer.Bytes(), nil
 }
 
-func (d *Daemon) importImages(ctx context.Context) error {
-	test, err := TestFiles(d.root)
+// Archives returns TestImage and PauseImage as archives; root is the repository's.
+func Archives(root string) ([][]byte, error) {
+	test, err := TestFiles(root)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	pause, err := os.ReadFile(filepath.Join(d.root, "bin/testprogs/goodinit"))
+	pause, err := os.ReadFile(filepath.Join(root, "bin/testprogs/goodinit"))
 	if err != nil {
-		return fmt.Errorf("%w (make testprogs)", err)
+		return nil, fmt.Errorf("%w (make testprogs)", err)
 	}
 	archives := make([][]byte, 0, 2)
 	for _, img := range []struct {
@@ -79,9 +80,17 @@ func (d *Daemon) importImages(ctx context.Context) error {
 	} {
 		archive, err := ociArchive(img.name, img.files, img.cmd)
 		if err != nil {
-			return fmt.Errorf("make image %s: %w", img.name, err)
+			return nil, fmt.Errorf("make image %s: %w", img.name, err)
 		}
 		archives = append(archives, archive)
+	}
+	return archives, nil
+}
+
+func (d *Daemon) importImages(ctx context.Context) error {
+	archives, err := Archives(d.root)
+	if err != nil {
+		return err
 	}
 	for _, ns := range []string{Namespace, CRINamespace} {
 		for _, archive := range archives {

@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,13 +26,47 @@ func Scratch() (dir, env string, err error) {
 	return dir, EnvMark + "=" + dir, nil
 }
 
-// AdoptMounts says that processes in the mount namespace of pid belong to the directory.
-func AdoptMounts(dir string, pid int) error {
-	namespace, err := mountNS(pid)
+// AdoptMounts says that processes in the mount namespace of pid belong to the directory. The caller must close what it returns, after
+// Clear: until then the namespace's number cannot become that of somebody else's.
+func AdoptMounts(dir string, pid int) (io.Closer, error) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return os.WriteFile(filepath.Join(dir, mountNSFile), []byte(namespace), 0o600)
+	namespace, err := mountNS(pid)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, mountNSFile), []byte(namespace), 0o600)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return ns, nil
+}
+
+// MakeCgroups makes the cgroup with this path in each hierarchy, and returns the files that take processes into it.
+func MakeCgroups(path string) ([]string, error) {
+	var files []string
+	for _, h := range cgroupMounts() {
+		dir := filepath.Join(h.mountPoint, path)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make cgroup: %w", err)
+		}
+		// Of version 1: no process gets in while they are empty (cpuset(7)).
+		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if h.unified || !slices.Contains(h.controllers, "cpuset") {
+				continue
+			}
+			text, err := os.ReadFile(filepath.Join(h.mountPoint, name))
+			if err != nil {
+				return nil, fmt.Errorf("make cgroup: %w", err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+				return nil, fmt.Errorf("make cgroup: %w", err)
+			}
+		}
+		files = append(files, filepath.Join(dir, "cgroup.procs"))
+	}
+	return files, nil
 }
 
 // Clear kills what belongs to the directory, and removes it with its cgroups; so it does with what is in the given cgroup, for

@@ -1,5 +1,6 @@
 // kubernetes runs a cluster of one node on a private containerd and shows what becomes of pods with a leaky readiness probe under
-// runc.v2 and under our runtime; the results go to docs/kubernetes.md.
+// runc.v2 and under our runtime; the results go to docs/kubernetes.md. "kubernetes install" has the DaemonSet of contrib/ install the
+// runtime on a node with systemd; the results go to docs/installing.md.
 package main
 
 import (
@@ -8,7 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
+	"slices"
 
 	"github.com/reaper-shim/reaper/integration/compare"
 	"github.com/reaper-shim/reaper/integration/harness"
@@ -24,7 +25,13 @@ const (
 	pidsLimit = 30
 )
 
-func main() { compare.Main(target, run) }
+func main() {
+	if slices.Equal(os.Args[1:], []string{"install"}) {
+		compare.Main(installTarget, runInstall)
+		return
+	}
+	compare.Main(target, run)
+}
 
 func run(ctx context.Context) (err error) {
 	root, err := testutil.RepoRoot()
@@ -40,7 +47,7 @@ func run(ctx context.Context) (err error) {
 	if err := errors.Join(os.RemoveAll(logs), os.MkdirAll(logs, 0o755)); err != nil {
 		return err
 	}
-	if err := addNodeAddress(); err != nil {
+	if err := addAddresses(); err != nil {
 		return err
 	}
 	machine, err := benchreport.ThisMachine()
@@ -51,7 +58,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &cluster{d: d, logs: logs}
+	c := &cluster{controlPlane: controlPlane{dir: filepath.Join(d.Dir, "kubernetes"), logs: logs, command: d.Command}, d: d}
 	defer func() {
 		err = errors.Join(err, c.close(), d.Close(), os.WriteFile(filepath.Join(logs, "containerd.log"), []byte(d.Log()), 0o644))
 	}()
@@ -80,27 +87,4 @@ func run(ctx context.Context) (err error) {
 	}
 	r.Machine.LoadEnd = benchreport.Load()
 	return benchreport.RenewFile(filepath.Join(root, page), target, r.Markdown())
-}
-
-// wait waits for a condition, and gives up when the context or a component of the cluster ends. The state that the condition
-// returns goes into the error.
-func (c *cluster) wait(ctx context.Context, what string, deadline time.Duration, cond func() (done bool, state string)) error {
-	const every = 200 * time.Millisecond
-	deadline = testutil.Slow(deadline)
-	end := time.After(deadline)
-	for {
-		done, state := cond()
-		if done {
-			return nil
-		}
-		select {
-		case <-time.After(every):
-		case err := <-c.died:
-			return fmt.Errorf("wait for %s: %w", what, err)
-		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
-		case <-end:
-			return fmt.Errorf("wait for %s: not within %v: %s", what, deadline, state)
-		}
-	}
 }

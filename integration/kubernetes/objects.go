@@ -88,7 +88,7 @@ func podSpec(class, probe string) object {
 }
 
 // createPod makes a pod.
-func (c *cluster) createPod(ctx context.Context, name string, annotations map[string]string, spec object) error {
+func (c *controlPlane) createPod(ctx context.Context, name string, annotations map[string]string, spec object) error {
 	return c.call(ctx, http.MethodPost, podsPath, object{
 		"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "labels": object{"app": name}, "annotations": annotations}, "spec": spec,
 	}, nil)

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -205,6 +207,105 @@ func TestHelm(t *testing.T) {
 	}
 	if n := ds.Spec.Template.Spec.Containers[0].Name; n != "reaper-install" {
 		t.Errorf("container %q, want the one that retire patches", n)
+	}
+}
+
+// checkExporter is what holds of the exporter by Helm and by itself.
+func checkExporter(t *testing.T, objects []object) *appsv1.DaemonSet {
+	t.Helper()
+	ds := only[*appsv1.DaemonSet](t, objects)
+	pod := ds.Spec.Template
+	c := pod.Spec.Containers[0]
+	if pod.Annotations["prometheus.io/scrape"] != "true" || pod.Annotations["prometheus.io/port"] != strconv.Itoa(int(c.Ports[0].ContainerPort)) {
+		t.Errorf("annotations %v, port %d: Prometheus does not find it", pod.Annotations, c.Ports[0].ContainerPort)
+	}
+	if len(c.Command) != 1 || c.Command[0] != "/reaper-exporter" {
+		t.Errorf("command %q, want the exporter of the one image", c.Command)
+	}
+	s := c.SecurityContext
+	if s == nil || s.Privileged != nil || s.Capabilities == nil || len(s.Capabilities.Add) > 0 || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" ||
+		s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || pod.Spec.HostPID || pod.Spec.HostNetwork {
+		t.Errorf("security context %+v, want no capabilities", s)
+	}
+	if pod.Spec.AutomountServiceAccountToken == nil || *pod.Spec.AutomountServiceAccountToken {
+		t.Error("it has credentials for the API, and needs none")
+	}
+	state := pod.Spec.Volumes[0].HostPath.Path
+	if m := c.VolumeMounts[0]; m.Name != pod.Spec.Volumes[0].Name || m.MountPath != state || !m.ReadOnly {
+		t.Errorf("mount %+v of %s", m, state)
+	}
+	if want := []string{"--containerd.address=" + state + "/containerd.sock", "--containerd.state=" + state}; !slices.Equal(c.Args, want) {
+		t.Errorf("arguments %q, want %q", c.Args, want)
+	}
+	for k, v := range ds.Spec.Selector.MatchLabels {
+		if pod.Labels[k] != v {
+			t.Errorf("the selector asks for %s=%s, which the pods have not", k, v)
+		}
+	}
+	return ds
+}
+
+// TestHelmExporter: the exporter comes when it is asked for, beside all else, and looks where the values say.
+func TestHelmExporter(t *testing.T) {
+	values := map[string]any{
+		"image":      map[string]any{"repository": "registry.example/reaper-install"},
+		"exporter":   map[string]any{"enabled": true},
+		"containerd": map[string]any{"state": "/run/k3s/containerd"},
+	}
+	objects, err := tryRender(t, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	isExporter := func(o object) bool { return strings.HasSuffix(o.name, "-exporter") }
+	ds := checkExporter(t, slices.DeleteFunc(slices.Clone(objects), func(o object) bool { return !isExporter(o) }))
+	if got := ds.Spec.Template.Spec.Volumes[0].HostPath.Path; got != "/run/k3s/containerd" {
+		t.Errorf("it looks in %s", got)
+	}
+	rest := slices.DeleteFunc(objects, isExporter)
+	check(t, rest)
+	installer := only[*appsv1.DaemonSet](t, rest)
+	if installer.Spec.Template.Spec.Containers[0].Image != ds.Spec.Template.Spec.Containers[0].Image {
+		t.Error("the two DaemonSets have two images, want one")
+	}
+	// Each pod belongs to one of them.
+	matches := true
+	for k, v := range installer.Spec.Selector.MatchLabels {
+		matches = matches && ds.Spec.Template.Labels[k] == v
+	}
+	if matches {
+		t.Errorf("the installer's selector takes the exporter's pods: %v", ds.Spec.Template.Labels)
+	}
+}
+
+func TestExporter(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(contrib, "kubernetes/reaper-exporter.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkExporter(t, decode(t, text))
+}
+
+// TestDockerfile: the image has every program that the manifests start, and that the installer installs.
+func TestDockerfile(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(contrib, "image/Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copied []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "COPY" {
+			if f[len(f)-1] != "/" {
+				t.Errorf("%s: want all of it in /", line)
+			}
+			for _, name := range f[1 : len(f)-1] {
+				copied = append(copied, filepath.Base(name))
+			}
+		}
+	}
+	for _, want := range []string{"reaper-install", "reaper-exporter", "reaperctl", "containerd-shim-reaper-v2", "reaper-tracer", "reaper-init"} {
+		if !slices.Contains(copied, want) {
+			t.Errorf("no %s among %q", want, copied)
+		}
 	}
 }
 

@@ -1,3 +1,3 @@
-// Package packages tests what "make deb rpm release" makes. All code is in tests, with the build tag packages: building
-// everything twice takes too long for the other integration tests.
+// Package packages tests what "make deb rpm release" makes. All code is in tests, with the build tag packages: they build
+// everything, twice without -short.
 package packages

@@ -18,12 +18,12 @@ import (
 	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
-var programs = []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-init", "reaper-install"}
+var programs = []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-init", "reaper-install", "reaperctl", "reaper-exporter"}
 
 // build makes everything into a directory of its own.
 func build(t *testing.T) string {
 	t.Helper()
-	for _, tool := range []string{"git", "dpkg", "dpkg-deb", "tar"} {
+	for _, tool := range []string{"dpkg", "dpkg-deb", "tar"} {
 		testutil.Tool(t, tool)
 	}
 	root, err := testutil.RepoRoot()
@@ -31,7 +31,7 @@ func build(t *testing.T) string {
 		t.Fatal(err)
 	}
 	dist := t.TempDir()
-	cmd := exec.Command("make", "deb", "rpm", "release", "DIST="+dist)
+	cmd := exec.Command("make", "-j2", "deb", "rpm", "release", "DIST="+dist)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make: %v\n%s", err, out)
@@ -83,9 +83,12 @@ func TestPackages(t *testing.T) {
 	dist := build(t)
 
 	t.Run("reproducible", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("-short: everything would be built a second time")
+		}
 		first, second := files(t, dist), files(t, build(t))
-		if len(first) < 7 {
-			t.Errorf("files %v, want an archive, two packages, three bills of materials and the sums", first)
+		if len(first) < 9 {
+			t.Errorf("files %v, want an archive, two packages, five bills of materials and the sums", first)
 		}
 		for name, sum := range first {
 			if second[name] != sum {
@@ -108,8 +111,8 @@ func TestPackages(t *testing.T) {
 				t.Errorf("%s: %s, want %s", name, sum, sums[name])
 			}
 		}
-		if n != 4 {
-			t.Errorf("%d sums, want the archive's and three bills' of materials", n)
+		if n != 6 {
+			t.Errorf("%d sums, want the archive's and five bills' of materials", n)
 		}
 	})
 
@@ -120,9 +123,9 @@ func TestPackages(t *testing.T) {
 		top := filepath.Join(dir, strings.TrimSuffix(filepath.Base(archive), ".tar.gz"))
 		version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(top), "containerd-shim-reaper-"), "-linux-amd64")
 		for _, p := range programs {
-			flag := "-v"
-			if p == "reaper-init" || p == "reaper-install" {
-				flag = "--version"
+			flag := "--version"
+			if p == "containerd-shim-reaper-v2" || p == "reaper-tracer" {
+				flag = "-v"
 			}
 			if out := run(t, filepath.Join(top, "bin", p), flag); !strings.Contains(out, version) {
 				t.Errorf("%s %s: %q, want version %q", p, flag, out, version)
@@ -136,7 +139,7 @@ func TestPackages(t *testing.T) {
 	})
 
 	t.Run("bills of materials", func(t *testing.T) {
-		for _, p := range []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-install"} {
+		for _, p := range []string{"containerd-shim-reaper-v2", "reaper-tracer", "reaper-install", "reaperctl", "reaper-exporter"} {
 			text, err := os.ReadFile(one(t, dist, p+"-*.cdx.json"))
 			if err != nil {
 				t.Fatal(err)
@@ -154,7 +157,10 @@ func TestPackages(t *testing.T) {
 			for _, c := range bom.Components {
 				names = append(names, c.Name)
 			}
-			want := map[string]string{"containerd-shim-reaper-v2": "github.com/containerd/containerd/v2", "reaper-tracer": "golang.org/x/sys", "reaper-install": "k8s.io/cri-api"}[p]
+			want := map[string]string{
+				"containerd-shim-reaper-v2": "github.com/containerd/containerd/v2", "reaper-tracer": "golang.org/x/sys", "reaper-install": "k8s.io/cri-api",
+				"reaperctl": "github.com/spf13/cobra", "reaper-exporter": "github.com/prometheus/client_golang",
+			}[p]
 			if !slices.Contains(names, want) {
 				t.Errorf("%s: components %v, want %s among them", p, names, want)
 			}
@@ -193,6 +199,10 @@ func TestPackages(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		run(t, filepath.Join(root, "usr/bin/containerd-shim-reaper-v2"), "-v")
+		unit, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system/reaper-exporter.service"))
+		if err != nil || !bytes.Contains(unit, []byte("\nExecStart=/usr/bin/reaper-exporter\n")) {
+			t.Errorf("unit of the exporter: %v, want one that starts the package's program:\n%s", err, unit)
+		}
 		// With the handler still there, and nothing that could take it out, the programs stay.
 		dropIn := filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
 		if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {

@@ -1,8 +1,8 @@
 // pause1: a PID 1 that never waits for anything, like most programs that end up as PID 1 of a container.
 //
-//   pause1 [pause|poll|futex|nanosleep|epoll] [-t] [-- command args...]
+//   pause1 [pause|poll|futex|nanosleep|epoll|work] [-t] [-- command args...]
 //
-// The word chooses the system call that it is blocked in, -t installs a SIGTERM handler that exits with 0, and the command
+// The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -t installs a SIGTERM handler that exits with 0, and the command
 // is started as a child that nobody will ever wait for.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -52,7 +52,12 @@ int main(int argc, char **argv)
 	struct timespec second = { .tv_sec = 1 };
 	int ep = epoll_create1(EPOLL_CLOEXEC);
 	for (;;) {
-		if (strcmp(mode, "pause") == 0) {
+		if (strcmp(mode, "work") == 0) {
+			struct pollfd always = { .fd = 1, .events = POLLOUT };
+			poll(&always, 0, 0);
+			for (volatile int n = 0; n < 5000; n++)
+				;
+		} else if (strcmp(mode, "pause") == 0) {
 			pause();
 		} else if (strcmp(mode, "poll") == 0) {
 			poll(NULL, 0, -1);

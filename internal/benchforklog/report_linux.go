@@ -8,14 +8,6 @@ import (
 	"github.com/reaper-shim/reaper/internal/benchreport"
 )
 
-func each(pairs []pair, f func(pair) float64) []float64 {
-	var out []float64
-	for _, p := range pairs {
-		out = append(out, f(p))
-	}
-	return out
-}
-
 func none(p pair) float64  { return p.None }
 func with(p pair) float64  { return p.With }
 func ratio(p pair) float64 { return p.With / p.None }
@@ -69,8 +61,8 @@ func (r *result) hostTable(b *strings.Builder) {
 		if len(p) == 0 {
 			continue
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | **%s** | %s |\n", row.text, benchreport.Spread(each(p, none), 1), benchreport.Spread(each(p, with), 1),
-			benchreport.Spread(each(p, ratio), 3), benchreport.Spread(s.OpenMS, 2))
+		fmt.Fprintf(b, "| %s | %s | %s | **%s** | %s |\n", row.text, benchreport.Spread(benchreport.Values(p, none), 1), benchreport.Spread(benchreport.Values(p, with), 1),
+			benchreport.Spread(benchreport.Values(p, ratio), 3), benchreport.Spread(s.OpenMS, 2))
 	}
 	b.WriteString("\n")
 }
@@ -97,9 +89,9 @@ func (r *result) ownTable(b *strings.Builder) {
 				continue
 			}
 			if i == 0 {
-				cells = append(cells, benchreport.Spread(each(p, func(p pair) float64 { return p.None / row.per }), 2))
+				cells = append(cells, benchreport.Spread(benchreport.Values(p, func(p pair) float64 { return p.None / row.per }), 2))
 			}
-			cells = append(cells, "+"+benchreport.Spread(each(p, func(p pair) float64 { return (p.With - p.None) / row.per }), 2))
+			cells = append(cells, "+"+benchreport.Spread(benchreport.Values(p, func(p pair) float64 { return (p.With - p.None) / row.per }), 2))
 		}
 		fmt.Fprintf(b, "| %s |\n", strings.ReplaceAll(strings.Join(cells, " | "), "+-", "-"))
 	}

@@ -10,14 +10,6 @@ import (
 // target is the make target, which the marks in the page name.
 const target = "bench-init"
 
-// spread is empty where nothing can be measured of a program.
-func spread(values []float64, digits int) string {
-	if len(values) == 0 {
-		return ""
-	}
-	return benchreport.Spread(values, digits)
-}
-
 // Tables returns the text between the marks.
 func (r *result) Tables() string {
 	var b strings.Builder
@@ -34,8 +26,8 @@ func (r *result) Tables() string {
 		if s.BinarySize > 0 {
 			size = fmt.Sprint(s.BinarySize)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", name, size, spread(s.RSSKB, 0), spread(s.PSSKB, 0), spread(s.StartUS, 0),
-			spread(s.OrphansPS, 0), spread(s.CPUUS, 2))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", name, size, benchreport.Spread(s.RSSKB, 0), benchreport.Spread(s.PSSKB, 0), benchreport.Spread(s.StartUS, 0),
+			benchreport.Spread(s.OrphansPS, 0), benchreport.Spread(s.CPUUS, 2))
 	}
 	return b.String()
 }

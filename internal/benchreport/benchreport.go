@@ -166,7 +166,19 @@ func Median[T int64 | float64](values []T) float64 {
 	return Quantile(f, 0.5)
 }
 
-// Spread writes the median, and in brackets the quartiles.
+// Values returns a number of each sample.
+func Values[S any](samples []S, number func(S) float64) []float64 {
+	out := make([]float64, 0, len(samples))
+	for _, s := range samples {
+		out = append(out, number(s))
+	}
+	return out
+}
+
+// Spread writes the median, and in brackets the quartiles; "" where nothing was measured.
 func Spread(values []float64, digits int) string {
+	if len(values) == 0 {
+		return ""
+	}
 	return fmt.Sprintf("%.*f (%.*f to %.*f)", digits, Quantile(values, 0.5), digits, Quantile(values, 0.25), digits, Quantile(values, 0.75))
 }

@@ -19,22 +19,6 @@ func (r *result) Tables() string {
 	return b.String()
 }
 
-func values[S any](samples []S, f func(S) float64) []float64 {
-	var out []float64
-	for _, s := range samples {
-		out = append(out, f(s))
-	}
-	return out
-}
-
-// spread is "" where nothing was measured.
-func spread(v []float64, digits int) string {
-	if len(v) == 0 {
-		return ""
-	}
-	return benchreport.Spread(v, digits)
-}
-
 // perZombie returns microseconds for each zombie that was reaped.
 func perZombie(s pileSample, ns int64) float64 { return float64(ns) / 1000 / float64(max(s.Reaped, 1)) }
 
@@ -71,7 +55,7 @@ func (r *result) pileTable(b *strings.Builder) {
 			continue
 		}
 		col := func(f func(pileSample) int64, digits int) string {
-			return spread(values(c.Samples, func(s pileSample) float64 { return perZombie(s, f(s)) }), digits)
+			return benchreport.Spread(benchreport.Values(c.Samples, func(s pileSample) float64 { return perZombie(s, f(s)) }), digits)
 		}
 		stopped, all, worker, attaches := "", "", "", ""
 		var attached []stops
@@ -79,7 +63,7 @@ func (r *result) pileTable(b *strings.Builder) {
 			all = col(func(s pileSample) int64 { return s.WallNS }, 0)
 			stopped = "**" + col(func(s pileSample) int64 { return s.sum() }, 1) + "**"
 			worker = col(func(s pileSample) int64 { return s.WorkerNS }, 1)
-			attaches = fmt.Sprintf("%.0f", benchreport.Median(values(c.Samples, func(s pileSample) float64 { return float64(len(s.StopNS)) })))
+			attaches = fmt.Sprintf("%.0f", benchreport.Median(benchreport.Values(c.Samples, func(s pileSample) float64 { return float64(len(s.StopNS)) })))
 			for _, s := range c.Samples {
 				attached = append(attached, s.stops)
 			}
@@ -121,23 +105,23 @@ func (r *result) serveTable(b *strings.Builder) {
 		var ofReaping, ofAll, reaped string
 		switch {
 		case c.Who != "":
-			ofReaping = "**" + spread(loss(c, r.serving(serveLeak)), 2) + "**"
-			ofAll = spread(loss(c, r.serving(serveQuiet)), 2)
-			reaped = fmt.Sprintf("%.0f", benchreport.Median(values(c.Samples, func(s serveSample) float64 { return float64(s.Reaped) })))
+			ofReaping = "**" + benchreport.Spread(loss(c, r.serving(serveLeak)), 2) + "**"
+			ofAll = benchreport.Spread(loss(c, r.serving(serveQuiet)), 2)
+			reaped = fmt.Sprintf("%.0f", benchreport.Median(benchreport.Values(c.Samples, func(s serveSample) float64 { return float64(s.Reaped) })))
 		case c.Name == serveTiniLeak:
-			ofReaping = spread(loss(c, r.serving(serveTiniQuiet)), 2)
-			ofAll = spread(loss(c, r.serving(serveQuiet)), 2)
+			ofReaping = benchreport.Spread(loss(c, r.serving(serveTiniQuiet)), 2)
+			ofAll = benchreport.Spread(loss(c, r.serving(serveQuiet)), 2)
 		case c.Name != serveQuiet:
-			ofAll = spread(loss(c, r.serving(serveQuiet)), 2)
+			ofAll = benchreport.Spread(loss(c, r.serving(serveQuiet)), 2)
 		}
 		var all []stops
 		for _, s := range c.Samples {
 			all = append(all, s.stops)
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %.0f %s |\n", c.Name, spread(values(c.Samples, func(s serveSample) float64 { return s.Requests }), 0),
-			ofReaping, ofAll, spread(values(c.Samples, func(s serveSample) float64 { return s.P50US }), 0),
-			spread(values(c.Samples, func(s serveSample) float64 { return s.P99US }), 0), reaped,
-			benchreport.Median(values(c.Samples, func(s serveSample) float64 { return float64(s.Left) })), stopCells(all))
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %.0f %s |\n", c.Name, benchreport.Spread(benchreport.Values(c.Samples, func(s serveSample) float64 { return s.Requests }), 0),
+			ofReaping, ofAll, benchreport.Spread(benchreport.Values(c.Samples, func(s serveSample) float64 { return s.P50US }), 0),
+			benchreport.Spread(benchreport.Values(c.Samples, func(s serveSample) float64 { return s.P99US }), 0), reaped,
+			benchreport.Median(benchreport.Values(c.Samples, func(s serveSample) float64 { return float64(s.Left) })), stopCells(all))
 	}
 	b.WriteString("\nRequests that the tracer declined, or ended early, all rounds together:")
 	sep := " "

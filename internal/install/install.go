@@ -26,9 +26,6 @@ var (
 // Programs are the names of what is installed. A shim finds the others beside itself, so it comes last.
 var Programs = []string{"reaper-tracer", "reaper-init", "reaperctl", "containerd-shim-reaper-v2"}
 
-// optional are the programs that a source may lack.
-var optional = map[string]bool{"reaperctl": true}
-
 // Installer says what is installed where. All paths are those of the node; a caller whose root is another changes it first,
 // see OpenSource.
 type Installer struct {
@@ -174,9 +171,6 @@ func (in *Installer) installPrograms(ctx context.Context) error {
 
 func (in *Installer) installProgram(ctx context.Context, name string) error {
 	src, err := in.Source.Open(name)
-	if errors.Is(err, os.ErrNotExist) && optional[name] {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

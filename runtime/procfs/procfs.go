@@ -50,44 +50,44 @@ func New(fsys fs.FS) *FS {
 var buffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
 
 // read reads a small file. buf may be used for it, and the data are valid only as long as buf is.
-func (p *FS) read(name string, buf []byte) ([]byte, error) {
+func (p *FS) read(name string, buf []byte, b blocking) ([]byte, error) {
 	if p.dir != "" {
-		return readDirect(p.dir+name, buf)
+		return readDirect(p.dir+name, buf, b)
 	}
 	return fs.ReadFile(p.fsys, name)
 }
 
 func (p *FS) open(name string) (io.ReadCloser, error) {
 	if p.dir != "" {
-		return openDirect(p.dir + name)
+		return openDirect(p.dir+name, atOnce)
 	}
 	return p.fsys.Open(name)
 }
 
 // Stat reads /proc/<pid>/stat, which speaks for the whole thread group.
 func (p *FS) Stat(pid HostPID) (Stat, error) {
-	return parsed(p, pid.String()+"/stat", ParseStat)
+	return parsed(p, pid.String()+"/stat", atOnce, ParseStat)
 }
 
 // ThreadStat reads /proc/<pid>/task/<tid>/stat, which speaks for one thread.
 func (p *FS) ThreadStat(pid, tid HostPID) (Stat, error) {
-	return parsed(p, threadFile(pid, tid, "stat"), ParseStat)
+	return parsed(p, threadFile(pid, tid, "stat"), atOnce, ParseStat)
 }
 
 // Status reads /proc/<pid>/status: that of the thread group's leader, with the shared pending signals in ShdPnd.
 func (p *FS) Status(pid HostPID) (Status, error) {
-	return parsed(p, pid.String()+"/status", ParseStatus)
+	return parsed(p, pid.String()+"/status", mayBlock, ParseStatus)
 }
 
 // ThreadStatus reads /proc/<pid>/task/<tid>/status.
 func (p *FS) ThreadStatus(pid, tid HostPID) (Status, error) {
-	return parsed(p, threadFile(pid, tid, "status"), ParseStatus)
+	return parsed(p, threadFile(pid, tid, "status"), mayBlock, ParseStatus)
 }
 
 // ThreadSyscall reads /proc/<pid>/task/<tid>/syscall: the call that the thread is blocked in. Reading it needs
 // PTRACE_MODE_ATTACH (ptrace(2)) over the thread and stops nothing.
 func (p *FS) ThreadSyscall(pid, tid HostPID) (Syscall, error) {
-	return parsed(p, threadFile(pid, tid, "syscall"), ParseSyscall)
+	return parsed(p, threadFile(pid, tid, "syscall"), mayBlock, ParseSyscall)
 }
 
 // Threads lists the threads of a process in the kernel's order, the leader first.
@@ -183,13 +183,13 @@ func (p *FS) EachChild(pid, tid HostPID, f func(HostPID) bool) error {
 // Cgroups reads /proc/<pid>/cgroup. Of a zombie only the line of the unified hierarchy (cgroup v2) is true: those of the v1
 // hierarchies say "/" from the moment of its exit (kernel/cgroup/cgroup.c, proc_cgroup_show: PF_EXITING).
 func (p *FS) Cgroups(pid HostPID) ([]Cgroup, error) {
-	return parsed(p, pid.String()+"/cgroup", ParseCgroups)
+	return parsed(p, pid.String()+"/cgroup", mayBlock, ParseCgroups)
 }
 
 // Cpuset reads /proc/<pid>/cpuset: the path of the process in the hierarchy of the cpuset controller. On cgroup v1 it is true
 // of zombies as well (kernel/cgroup/cpuset.c, proc_cpuset_show). The file needs CONFIG_PROC_PID_CPUSET.
 func (p *FS) Cpuset(pid HostPID) (string, error) {
-	return parsed(p, pid.String()+"/cpuset", func(data []byte) (string, error) {
+	return parsed(p, pid.String()+"/cpuset", mayBlock, func(data []byte) (string, error) {
 		return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), deletedSuffix), nil
 	})
 }
@@ -222,10 +222,10 @@ func threadFile(pid, tid HostPID, name string) string {
 }
 
 // parsed reads a file and parses it. What parse returns may not refer to the text.
-func parsed[T any](p *FS, name string, parse func([]byte) (T, error)) (T, error) {
+func parsed[T any](p *FS, name string, block blocking, parse func([]byte) (T, error)) (T, error) {
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
-	data, err := p.read(name, *b)
+	data, err := p.read(name, *b, block)
 	if err != nil {
 		var zero T
 		return zero, wrap("read", name, err)

@@ -1,8 +1,11 @@
 package procfs
 
 import (
-	"errors"
 	"io"
+	"io/fs"
+	"os"
+	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,19 +13,49 @@ import (
 // direct says that files below a directory of the host are read by readDirect and openDirect.
 const direct = true
 
+// blocking says whether a read may have to wait for a lock that is held for long.
+type blocking bool
+
+// The files of a process that tell its state and its children take microseconds to read, wait for nobody and are read again and again.
+const (
+	atOnce   blocking = false
+	mayBlock blocking = true
+)
+
+// syscall performs a system call. To tell the scheduler of one, as package unix does, wakes the thread that watches over blocking calls
+// (sysmon): more wake-ups than all else that a shim does while nothing happens.
+func (b blocking) syscall(number, a1, a2, a3, a4 uintptr) (uintptr, error) {
+	for {
+		var n uintptr
+		var errno unix.Errno
+		if b {
+			n, _, errno = unix.Syscall6(number, a1, a2, a3, a4, 0, 0)
+		} else {
+			n, _, errno = unix.RawSyscall6(number, a1, a2, a3, a4, 0, 0)
+		}
+		switch errno {
+		case 0:
+			return n, nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
 // readDirect reads a file that the kernel makes in one piece, as all of /proc/<pid> but children, into buf or, if that is too
 // small, a larger buffer. It takes an open, a read and a close; os.ReadFile takes a fstat, an epoll_ctl and another read
 // besides, and with them more than twice the time.
-func readDirect(name string, buf []byte) ([]byte, error) {
-	fd, err := openFile(name)
+func readDirect(name string, buf []byte, b blocking) ([]byte, error) {
+	file, err := openFile(name, b)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer file.Close()
 	buf = buf[:cap(buf)]
 	n := 0
 	for {
-		m, err := readFD(fd, buf[n:])
+		m, err := file.read(buf[n:])
 		if err != nil {
 			return nil, err
 		}
@@ -35,42 +68,83 @@ func readDirect(name string, buf []byte) ([]byte, error) {
 	}
 }
 
-type directFile int
+type directFile struct {
+	fd       uintptr
+	blocking blocking
+}
 
-func openDirect(name string) (io.ReadCloser, error) {
-	fd, err := openFile(name)
+func openDirect(name string, b blocking) (io.ReadCloser, error) {
+	f, err := openFile(name, b)
 	if err != nil {
 		return nil, err
 	}
-	return directFile(fd), nil
+	return f, nil
+}
+
+func openFile(name string, b blocking) (directFile, error) {
+	path, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return directFile{}, err
+	}
+	at := unix.AT_FDCWD
+	fd, err := b.syscall(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(path)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	runtime.KeepAlive(path)
+	return directFile{fd, b}, err
 }
 
 // Read implements io.Reader.
 func (f directFile) Read(p []byte) (int, error) {
-	n, err := readFD(int(f), p)
+	n, err := f.read(p)
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
 	return n, err
 }
 
+func (f directFile) read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := f.blocking.syscall(unix.SYS_READ, f.fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0)
+	runtime.KeepAlive(p)
+	return int(n), err
+}
+
 // Close implements io.Closer.
-func (f directFile) Close() error { return unix.Close(int(f)) }
-
-func openFile(name string) (int, error) {
-	for {
-		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+func (f directFile) Close() error {
+	_, err := f.blocking.syscall(unix.SYS_CLOSE, f.fd, 0, 0, 0)
+	return err
 }
 
-func readFD(fd int, p []byte) (int, error) {
-	for {
-		n, err := unix.Read(fd, p)
-		if !errors.Is(err, unix.EINTR) {
-			return max(n, 0), err
-		}
-	}
+// DirectFS returns the files below dir, a directory of a file system whose files the kernel makes when they are read (proc, cgroup).
+// ReadFile does without what os.ReadFile does for files that may block: files of cgroupfs can be polled, and each that the runtime
+// polls wakes another thread.
+func DirectFS(dir string) fs.FS { return directFS{os.DirFS(dir), dir + "/"} }
+
+type directFS struct {
+	fs.FS
+	dir string
 }
+
+// ReadFile implements fs.ReadFileFS.
+func (d directFS) ReadFile(name string) ([]byte, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	file, err := openFile(d.dir+name, mayBlock)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer file.Close()
+	data, err := io.ReadAll(file)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+	}
+	return data, nil
+}
+
+// ReadDir implements fs.ReadDirFS.
+func (d directFS) ReadDir(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.FS, name) }
+
+// Stat implements fs.StatFS.
+func (d directFS) Stat(name string) (fs.FileInfo, error) { return fs.Stat(d.FS, name) }

@@ -5,10 +5,22 @@ package procfs
 import (
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 )
 
 const direct = false
 
-func readDirect(string, []byte) ([]byte, error) { return nil, errors.ErrUnsupported }
+type blocking bool
 
-func openDirect(string) (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
+const (
+	atOnce   blocking = false
+	mayBlock blocking = true
+)
+
+func readDirect(string, []byte, blocking) ([]byte, error) { return nil, errors.ErrUnsupported }
+
+func openDirect(string, blocking) (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
+
+// DirectFS returns the files below dir.
+func DirectFS(dir string) fs.FS { return os.DirFS(dir) }

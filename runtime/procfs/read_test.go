@@ -131,7 +131,7 @@ func TestDirectReadGrows(t *testing.T) {
 		if err := os.WriteFile(name, []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := readDirect(name, make([]byte, 64)); err != nil || string(got) != want {
+		if got, err := readDirect(name, make([]byte, 64), atOnce); err != nil || string(got) != want {
 			t.Errorf("%d bytes: got %d, %v", size, len(got), err)
 		}
 	}
@@ -193,5 +193,29 @@ func BenchmarkStat(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func TestDirectFS(t *testing.T) {
+	dir := t.TempDir()
+	want := strings.Repeat("1\n", 5000) // more than one read takes
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(want), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fsys := DirectFS(dir)
+	if got, err := fs.ReadFile(fsys, "cgroup.procs"); err != nil || string(got) != want {
+		t.Errorf("%d bytes, %v; want %d", len(got), err, len(want))
+	}
+	if _, err := fs.ReadFile(fsys, "gone"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v, want fs.ErrNotExist", err)
+	}
+	if _, err := fs.ReadFile(fsys, "../x"); !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("a file above the directory: %v, want fs.ErrInvalid", err)
+	}
+	if entries, err := fs.ReadDir(fsys, "."); err != nil || len(entries) != 1 {
+		t.Errorf("entries %v, %v; want the file", entries, err)
+	}
+	if _, err := fs.Stat(fsys, "cgroup.procs"); err != nil {
+		t.Error(err)
 	}
 }

@@ -7,6 +7,8 @@ import "time"
 type Cadence struct {
 	// Near is the interval while there are zombies; Far the longest interval without.
 	Near, Far time.Duration
+	// Alone is the longest interval while PID 1 has no child at all: whoever could leave an orphan has to be born first. 0: Far.
+	Alone time.Duration
 
 	current time.Duration
 }
@@ -16,7 +18,10 @@ type Cadence struct {
 const (
 	DefaultNear = 250 * time.Millisecond
 	DefaultFar  = 500 * time.Millisecond
-	minimum     = 20 * time.Millisecond
+	// DefaultAlone is Alone for most containers most of the time: what a look costs them is mostly the waking up.
+	DefaultAlone = 800 * time.Millisecond
+
+	minimum = 20 * time.Millisecond
 	// lookShare is the part of one CPU, as 1/n, that sweeps may take that find nothing to do; dueShare while zombies are waited
 	// for.
 	lookShare = 10
@@ -43,6 +48,8 @@ func (c *Cadence) next(r Result) time.Duration {
 	switch {
 	case r.Zombies > 0, c.current == 0:
 		c.current = c.Near
+	case r.Alone && c.Alone > 0:
+		c.current = min(2*c.current, c.Alone)
 	default:
 		c.current = min(2*c.current, c.Far)
 	}

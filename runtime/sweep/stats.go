@@ -79,6 +79,8 @@ type Orphan struct {
 type Result struct {
 	Reaped  []Orphan
 	Zombies int // below PID 1 now
+	// Alone: this look has found no child of PID 1, living or dead.
+	Alone bool
 	// More: there is more to be done at once. This sweep has ended at one of its limits, and not in vain.
 	More bool
 	// Looking is how long it took to read and judge, in which nobody was stopped.

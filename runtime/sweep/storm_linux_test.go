@@ -213,7 +213,9 @@ func TestMemoryIsBounded(t *testing.T) {
 // sessionLog is a fork log that knows what herd forks by its session.
 type sessionLog struct{ p *pid1 }
 
-func (sessionLog) Sync() {}
+func (sessionLog) Sync()       {}
+func (sessionLog) Exact() bool { return true }
+
 func (l sessionLog) Lookup(pid procfs.HostPID, _ uint64) lineage.Fork {
 	if st, err := l.p.proc.Stat(pid); err == nil && st.Session == l.p.pid() {
 		return lineage.ForkedByInit

@@ -27,6 +27,8 @@ type ForkLog interface {
 	// Sync takes in all that happened before the call.
 	Sync()
 	Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork
+	// Exact says that the log has heard of every fork since it began, and goes on: rule L then has nothing to add.
+	Exact() bool
 }
 
 // Config says what to watch and how.
@@ -82,6 +84,8 @@ const (
 	// can do is due it is only hurryFactor, in quarters: still more than it is stopped for.
 	restFactor  = 4
 	hurryFactor = 5
+	// overdueAfter is for how long PID 1 may be too busy to be stopped at leisure.
+	overdueAfter = time.Second
 	// maxReap is how long a sweep goes on with its attaches before it reports.
 	maxReap = 500 * time.Millisecond
 	// walkShare is the part of one CPU, as 1/n, that the walks for rule L may take.
@@ -147,6 +151,7 @@ type Sweeper struct {
 	fresh   []*zombie // found in this look
 	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
 	removed int       // from the list since, by us or by PID 1
+	listed  int       // children that this look has met on the lists
 	// surplus counts the zombies that are not remembered, counting those that this pass over the list has met.
 	surplus, counting surplus
 
@@ -225,7 +230,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	s.judge(leader)
 	s.walk(full, now)
 
-	res := Result{Looking: s.cfg.Now().Sub(began)}
+	res := Result{Looking: s.cfg.Now().Sub(began), Alone: s.listed == 0}
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
@@ -265,6 +270,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	init := s.cfg.Init.PID
 	s.round++
 	s.fresh = s.fresh[:0]
+	s.listed = 0
 	threads := []procfs.HostPID{init}
 	// While the leader lives adopted children hang on it (B1 in the design's attacks); what hangs on other threads is
 	// PID 1's own and only counted. Once it has exited any thread may hold them.
@@ -289,6 +295,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	}
 	child := func(pid, tid procfs.HostPID) bool {
 		at++
+		s.listed++
 		z := s.zombies[pid]
 		switch {
 		case z != nil:
@@ -451,9 +458,10 @@ func (s *Sweeper) scanChildren() ([]procfs.HostPID, error) {
 	}), nil
 }
 
-// walk feeds rule L: it notes the parents of the container's living processes.
+// walk feeds rule L: it notes the parents of the container's living processes. Where the fork log says it all it is done now and then,
+// for the day on which that ends.
 func (s *Sweeper) walk(full bool, now time.Time) {
-	if len(s.cgroups) == 0 || now.Before(s.nextWalk) {
+	if len(s.cgroups) == 0 || now.Before(s.nextWalk) || !full && s.forks != nil && s.forks.Exact() {
 		return
 	}
 	pids := s.procs()
@@ -521,19 +529,11 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 
 // dueAt returns when a zombie may be reaped; ok is false when it may not.
 func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
-	age := time.Duration(0)
-	switch {
-	case z.judgement.Verdict == lineage.Adopted && s.impatient:
+	if z.judgement.Verdict == lineage.Adopted && s.impatient {
 		return z.firstSeen, true
-	case z.judgement.Verdict == lineage.Adopted:
-		age = s.grace
-	case z.judgement.Contradiction:
-		return at, false // somebody should look first
-	case z.judgement.Verdict == lineage.Own && s.cfg.ReapOwn > 0:
-		age = s.cfg.ReapOwn
-	case z.judgement.Verdict == lineage.Unproven && s.cfg.ReapUnproven > 0:
-		age = max(s.cfg.ReapUnproven, s.grace)
-	default:
+	}
+	age, ok := s.dueAge(z)
+	if !ok {
 		return at, false
 	}
 	at = z.firstSeen.Add(age)
@@ -544,6 +544,26 @@ func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
 		at = s.retryAt
 	}
 	return at, true
+}
+
+// dueAge returns how long a zombie must have been seen before it may be reaped; ok is false when it may not.
+func (s *Sweeper) dueAge(z *zombie) (age time.Duration, ok bool) {
+	switch {
+	case z.judgement.Verdict == lineage.Adopted:
+		return s.grace, true
+	case z.judgement.Contradiction: // somebody should look first
+	case z.judgement.Verdict == lineage.Own && s.cfg.ReapOwn > 0:
+		return s.cfg.ReapOwn, true
+	case z.judgement.Verdict == lineage.Unproven && s.cfg.ReapUnproven > 0:
+		return max(s.cfg.ReapUnproven, s.grace), true
+	}
+	return 0, false
+}
+
+// overdue reports whether a zombie has waited for so long that PID 1 is stopped in the middle of its work for it.
+func (s *Sweeper) overdue(z *zombie, now time.Time) bool {
+	age, _ := s.dueAge(z)
+	return now.Sub(z.firstSeen) > age+overdueAfter
 }
 
 func (s *Sweeper) nextDue() time.Time {
@@ -562,7 +582,7 @@ func (s *Sweeper) nextDue() time.Time {
 // reap has what is due reaped, in as many attaches as that takes, with room for PID 1 to run between them. left says that some
 // of it was not come to.
 func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
-	if s.cfg.Reaper == nil {
+	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return nil, false
 	}
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
@@ -592,6 +612,7 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			}
 		}
 		req.Rest = min(rest, tracer.MaxRest)
+		req.Running = s.overdue(batch[0], s.cfg.Now())
 		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
 		reaped = append(reaped, got...)
 		if !ok {

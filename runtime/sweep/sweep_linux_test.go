@@ -426,6 +426,10 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 	if n := len(r.requests) - asked; n < 2 || n > 20 {
 		t.Errorf("asked %d times in 10 s, want a few", n)
 	}
+	// By now it has waited for long enough to be taken from a PID 1 that is at work, which it was not at first.
+	if r.requests[0].Running || !r.requests[len(r.requests)-1].Running {
+		t.Errorf("running threads: asked for at first: %v, in the end: %v; want false and true", r.requests[0].Running, r.requests[len(r.requests)-1].Running)
+	}
 	// A whole request that is declined is put off in the same way, and its reason counted.
 	r.answer = func(req tracer.Request) tracer.Report {
 		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
@@ -515,6 +519,7 @@ type log struct {
 
 func (l *log) Sync()                                      { l.syncs++ }
 func (l *log) Lookup(procfs.HostPID, uint64) lineage.Fork { return l.says }
+func (l *log) Exact() bool                                { return false }
 
 // The fork log is asked only after it has been brought up to date, its word counts, and a contradiction is left alone for ever.
 func TestForkLogDecides(t *testing.T) {

@@ -23,6 +23,10 @@ const (
 	// swapWait is for the exit of waitid(WNOHANG), which waits for locks of the kernel at most. Letting go before would
 	// leave PID 1 with the result of a call that it did not make.
 	swapWait = time.Second
+	// catchWait is for a thread that runs, until it enters or leaves its next call, and catchFor for all of the way to one in which it
+	// may be stopped. A server at work makes some ten calls in it.
+	catchWait = time.Millisecond
+	catchFor  = 2 * time.Millisecond
 	// scrubWait is for the delivery of a signal that is known to be pending.
 	scrubWait = 5 * time.Millisecond
 )
@@ -157,7 +161,8 @@ type plan struct {
 	reapers []procfs.NSPID   // per zombie, what to call waitid with
 	todo    []bool           // per zombie: passed the checks
 	maxStop time.Duration
-	otherFD int // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
+	running bool // the thread was running; call is of no meaning
+	otherFD int  // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
 }
 
 // attach is the state of one attach. Everything it needs between the swap of a call and its restoration is in here, so that
@@ -189,6 +194,7 @@ type attach struct {
 	masked     bool // the thread blocks every signal
 	owedCont   bool // our SIGSTOP has removed a SIGCONT that PID 1 would have noticed
 	restarting bool // restartsBeforeStop: the signal path has rewound the call, with an argument 0 that may not be its own
+	caught     bool // the call had not begun when it was stopped: it is executed as if nothing had been
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
@@ -298,10 +304,12 @@ func (a *attach) session() error {
 	if err := a.untilEventStop(); err != nil {
 		return err
 	}
-	if err := a.parked(seen); err != nil {
-		return err
+	if a.p.running {
+		err = a.catch()
+	} else if err = a.parked(seen); err == nil {
+		err = a.toEntry()
 	}
-	if err := a.toEntry(); err != nil {
+	if err != nil {
 		return err
 	}
 	// From here on the thread is at a syscall-entry stop with its own call.
@@ -439,19 +447,27 @@ func (a *attach) signal(sig int) (resume int, err error) {
 	return sig, nil
 }
 
-// parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
-func (a *attach) parked(seen procfs.Syscall) error {
-	if err := a.f.sameProcess(); err != nil {
-		return a.leave(err)
-	}
-	var r registers
-	if err := a.t.getRegs(&r); errors.Is(err, errNotNative) {
+// nativeRegs reads the registers. A thread of another kind is let go.
+func (a *attach) nativeRegs(r *registers) error {
+	if err := a.t.getRegs(r); errors.Is(err, errNotNative) {
 		return a.leave(no(ReasonNotNative, "%v", err))
 	} else if err != nil {
 		return fmt.Errorf("get registers: %w", err)
 	}
 	if !r.native() {
 		return a.leave(no(ReasonNotNative, "mode %#x", r.mode()))
+	}
+	return nil
+}
+
+// parked checks, at the event stop, that the thread is blocked in a call that may be interrupted, and prepares its restart.
+func (a *attach) parked(seen procfs.Syscall) error {
+	if err := a.f.sameProcess(); err != nil {
+		return a.leave(err)
+	}
+	var r registers
+	if err := a.nativeRegs(&r); err != nil {
+		return err
 	}
 	k := r.interrupted(seen)
 	c := classifyCall(k.nr(), k.args())
@@ -473,6 +489,77 @@ func (a *attach) parked(seen procfs.Syscall) error {
 		}
 	}
 	return nil
+}
+
+// catch takes a thread that runs from the event stop to the entry of a call that it could be parked in. At the entry stop nothing of the
+// call has been done: exchanged and put back, it is executed for the first time.
+func (a *attach) catch() error {
+	if err := a.f.sameProcess(); err != nil {
+		return a.leave(err)
+	}
+	var r registers
+	began := a.now()
+	sig := 0
+	busy := func() error { return no(ReasonBusy, "thread %d enters no call that it could be parked in", a.p.tid) }
+	for {
+		if err := a.nativeRegs(&r); err != nil {
+			return err
+		}
+		if err := a.t.syscall(sig); err != nil {
+			return fmt.Errorf("resume to a system call: %w", err)
+		}
+		sig = 0
+		s, err := a.wait(catchWait)
+		if errors.Is(err, errStuck) {
+			// It computes, or sits in a call that it may not be stopped in: what interrupts it now is no more than any stop.
+			if err := a.t.interrupt(); err != nil {
+				return fmt.Errorf("interrupt: %w", err)
+			}
+			if err := a.untilEventStop(); errors.Is(err, errAtSyscall) {
+				return a.leaveInterrupted(busy()) // the interrupt is still to come
+			} else if err != nil {
+				return err
+			}
+			return a.leave(busy())
+		} else if err != nil {
+			return fmt.Errorf("wait for a system call: %w", err)
+		}
+		switch s.kind {
+		case stopEvent: // a SIGCONT that PID 1 had no use for
+		case stopSignal:
+			if sig, err = a.signal(s.sig); err != nil {
+				return err
+			}
+		case stopSyscall:
+			info, err := a.t.syscallInfo()
+			if err != nil {
+				return fmt.Errorf("get syscall info: %w", err)
+			}
+			if info.op == opExit {
+				if a.now().Sub(began) > catchFor {
+					if err := a.letGo(0); err != nil {
+						return err
+					}
+					return busy()
+				}
+				continue
+			}
+			if err := a.t.getRegs(&a.entry); err != nil {
+				return fmt.Errorf("get registers: %w", err)
+			}
+			c := classifyCall(a.entry.nr(), a.entry.args())
+			if info.op != opEntry || info.arch != auditArch || c.class == classUnsafe || covers(&a.p, c.waits) {
+				continue
+			}
+			a.atEntry()
+			a.call, a.code, a.caught = c, errRestartNoIntr, true
+			a.rep.Syscall = c.name
+			a.stopped = a.now() // it has run since the first stop
+			return nil
+		default:
+			return a.surprise(s)
+		}
+	}
 }
 
 // toEntry resumes the thread up to its next syscall-entry stop.
@@ -582,7 +669,7 @@ func (a *attach) checkEntry() error {
 	a.entry.fill(&parked)
 	a.ownCall = true
 	end := a.code
-	if a.call.plainEINTR && !a.call.endless {
+	if a.call.plainEINTR && !a.call.endless && !a.caught {
 		// Issued again, its relative time-out would start anew, and a busy leak could keep PID 1 from ever seeing it
 		// elapse. So it gets the EINTR that any stop gives.
 		end = resultEINTR

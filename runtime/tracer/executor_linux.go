@@ -100,7 +100,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 	if p.tid == 0 {
 		return
 	}
-	rep.TID, rep.Syscall = p.tid, p.call.name
+	rep.TID, rep.Syscall = p.tid, p.call.name // the latter "" for a thread that runs
 	where, err := o.proc.ThreadStat(req.PID, p.tid)
 	if err != nil {
 		rep.Reason, rep.Detail = ReasonBusy, err.Error()

@@ -168,6 +168,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		waits    []waitTarget
 		unsafe   string // a call that a thread is in and may not be interrupted in
 		strict   bool
+		running  procfs.HostPID
 		pending  procfs.SignalSet
 		consider procfs.SignalSet // caught by the process or blocked by a thread
 	)
@@ -197,6 +198,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 			return lookupError(err)
 		}
 		if sc.Running || sc.Nr < 0 {
+			if st.State == procfs.StateRunning && st.Seccomp != procfs.SeccompStrict && (running == 0 || running == req.PID) {
+				running = tid
+			}
 			continue
 		}
 		c := classifyCall(sc.Nr, sc.Args)
@@ -258,6 +262,9 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		if best.call.waits.isFD {
 			p.otherFD = best.call.waits.fd
 		}
+		return nil
+	case req.Running && !restartsBeforeStop && running != 0:
+		p.tid, p.running = running, true
 		return nil
 	case strict:
 		return no(ReasonSeccompStrict, "no thread without it")

@@ -14,6 +14,7 @@ const (
 const (
 	auditArch          = 0
 	restartsBeforeStop = true
+	errRestartNoIntr   = -513
 	errRestartNoHand   = arm64RestartNoHand
 	resultEINTR        = arm64EINTR
 	resultECHILD       = -10

@@ -50,6 +50,9 @@ type Request struct {
 	// Rest is how long PID 1 is left alone, from the receipt of the request on, in nanoseconds on the wire. The zombies are
 	// looked at meanwhile, which takes longer than to reap them.
 	Rest time.Duration `json:"restNs,omitempty"`
+	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
+	// parked in. For a PID 1 that has so much to do that it never waits. Not on every architecture.
+	Running bool `json:"running,omitempty"`
 }
 
 // Outcome says what became of one zombie.

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -486,6 +487,45 @@ static void *execer(void *arg)
 	return NULL;
 }
 
+static volatile long signals;
+static void count(int sig) { (void)sig; signals++; }
+
+// serve is a server that never waits: there is always something to do. It stops at a byte on standard input and says how often it
+// went round, how often it was interrupted, how often a call did not do what it must, and how many real-time signals came.
+static void serve(void)
+{
+	on_signal(SIGRTMIN, count, SA_RESTART);
+	int ep = epoll_create1(0), fd = eventfd(1, 0);
+	long rounds = 0, eintr = 0, bad = 0;
+	struct epoll_event ev = { .events = EPOLLIN, .data.u32 = 1 };
+	if (ep < 0 || fd < 0 || epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev))
+		die("epoll");
+	ev.data.u32 = 2;
+	if (epoll_ctl(ep, EPOLL_CTL_ADD, 0, &ev))
+		die("epoll");
+	for (int end = 0; !end; rounds++) {
+		struct epoll_event got[2] = { 0 };
+		int n = epoll_wait(ep, got, 2, 60000);
+		if (n < 0 && errno == EINTR) {
+			eintr++;
+			continue;
+		}
+		int served = 0;
+		for (int i = 0; i < n; i++) {
+			served |= got[i].data.u32 == 1;
+			end |= got[i].data.u32 == 2;
+		}
+		uint64_t v = 0;
+		bad += !served || read(fd, &v, sizeof v) != sizeof v || v != 1;
+		for (volatile int i = 0; i < 2000; i++)
+			;
+		bad += write(fd, &v, sizeof v) != sizeof v;
+	}
+	wait_byte();
+	say("served %ld %ld %ld %ld", rounds, eintr, bad, signals);
+	pause();
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -577,6 +617,10 @@ int main(int argc, char **argv)
 		wait_byte();
 		say("woken");
 		pause();
+	} else if (!strcmp(mode, "serve")) {
+		orphans(n);
+		say("ready");
+		serve();
 	} else if (!strcmp(mode, "spin")) {
 		orphans(n);
 		say("ready");

@@ -11,3 +11,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- define "reaper.name" -}}
 {{ .Release.Name | trunc 48 | trimSuffix "-" }}-install
 {{- end }}
+
+{{- define "reaper.exporter" -}}
+{{ .Release.Name | trunc 48 | trimSuffix "-" }}-exporter
+{{- end }}
+
+{{- define "reaper.exporterLabels" -}}
+app.kubernetes.io/name: reaper-exporter
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+{{- end }}

@@ -1,0 +1,148 @@
+package tracer
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const sigRTMin = 34 // SIGRTMIN of glibc, which keeps two for itself
+
+// A PID 1 that never waits for anything: victim.c, "serve".
+
+// served ends the server and checks that each of its calls has done what it must. A finite epoll_wait may end with EINTR when it is
+// stopped; that happens where an attach ends without having come to anything.
+func served(t *testing.T, v *victim, mayEINTR, signals int) {
+	t.Helper()
+	v.poke()
+	var rounds, eintr, bad, got int
+	line := v.expect("served")
+	if _, err := fmt.Sscanf(line, "%d %d %d %d", &rounds, &eintr, &bad, &got); err != nil {
+		t.Fatalf("served %q: %v", line, err)
+	}
+	if rounds == 0 || bad != 0 || eintr > mayEINTR || got != signals {
+		t.Errorf("%d rounds, %d EINTR (at most %d), %d wrong results, %d of %d signals", rounds, eintr, mayEINTR, bad, got, signals)
+	}
+}
+
+func skipWithoutRunning(t *testing.T) {
+	t.Helper()
+	if restartsBeforeStop {
+		t.Skipf("Request.Running has no effect on %s", goarch)
+	}
+}
+
+// TestRunning: a PID 1 that is never parked is made to reap between two of its calls, if that is asked for.
+func TestRunning(t *testing.T) {
+	skipWithoutRunning(t)
+	const n = 300
+	v := startVictim(t, "serve", fmt.Sprint(n))
+	v.expect("ready")
+	zs := v.orphans(n)
+	c := newClient(t)
+	declined := 0
+	for range 20 {
+		// By chance it may sleep: nobody has written to its event counter yet.
+		if rep := reap(t, c, v.request(zs[0])); rep.Reason == ReasonBusy && !rep.Attached {
+			declined++
+		} else if rep.Count(Reaped) == 1 {
+			zs = zs[1:]
+		}
+	}
+	if declined == 0 {
+		t.Error("never found at work: the test shows nothing")
+	}
+	attaches, busy, signals := 0, 0, 0
+	var longest time.Duration
+	for deadline := time.Now().Add(patience); len(zs) > 0 && time.Now().Before(deadline); {
+		req := v.request(zs...)
+		req.MaxStop, req.Running = 500*time.Microsecond, true
+		// Real-time signals are queued, each of them.
+		for range 3 {
+			if err := unix.Kill(int(v.pid), unix.Signal(sigRTMin)); err != nil {
+				t.Fatal(err)
+			}
+			signals++
+		}
+		rep := reap(t, c, req)
+		if rep.Attached {
+			attaches++
+			longest = max(longest, rep.Stopped)
+		}
+		switch rep.Reason {
+		case "":
+			if rep.Syscall != "epoll_wait" {
+				t.Errorf("stopped in %q", rep.Syscall)
+			}
+		case ReasonBusy, ReasonSignal:
+			busy++
+		default:
+			t.Fatalf("%+v", rep)
+		}
+		zs = v.children(orphanCode)
+	}
+	if len(zs) > 0 {
+		t.Errorf("%d zombies left after %d attaches", len(zs), attaches)
+	}
+	t.Logf("%d reaped in %d attaches (%d busy), longest stop %v", n, attaches, busy, longest)
+	served(t, v, busy+signals, signals)
+}
+
+// TestRunningSpin: a loop without system calls is let go again at once.
+func TestRunningSpin(t *testing.T) {
+	skipWithoutRunning(t)
+	v := startVictim(t, "spin", "1")
+	v.expect("ready")
+	req := v.request(v.orphans(1)...)
+	req.Running = true
+	c := newClient(t)
+	for range 20 {
+		rep := reap(t, c, req)
+		if rep.Reason != ReasonBusy || rep.Results[0].Outcome != Left {
+			t.Fatalf("%+v, want reason %q", rep, ReasonBusy)
+		}
+	}
+	if st, err := liveProc.Status(v.pid); err != nil || st.TracerPid != 0 {
+		t.Errorf("traced by %d afterwards (%v)", st.TracerPid, err)
+	}
+}
+
+func done(marker string) bool {
+	_, err := os.Lstat(marker)
+	return err == nil
+}
+
+// TestRunningCrash: the worker dies at each step of an attach to a PID 1 that runs.
+func TestRunningCrash(t *testing.T) {
+	skipWithoutRunning(t)
+	v := startVictim(t, "serve", fmt.Sprint(20*len(swapSteps)))
+	v.expect("ready")
+	attaches := 0
+	for _, step := range swapSteps {
+		for _, at := range []string{"1", "2"} {
+			t.Run(step+"/"+at, func(t *testing.T) {
+				marker := filepath.Join(t.TempDir(), "died")
+				c := hookedClient(step, at, deedDie, marker)
+				defer c.Close()
+				for deadline := time.Now().Add(patience); !done(marker); attaches++ {
+					if time.Now().After(deadline) {
+						t.Fatal("the worker never came to that step")
+					}
+					req := v.request(v.children(orphanCode)[:3]...)
+					req.Running = true
+					if _, err := c.Reap(t.Context(), req); err != nil {
+						t.Error(err)
+					}
+				}
+				if c.Recovered() == 0 {
+					t.Error("nothing was recovered")
+				}
+			})
+		}
+	}
+	served(t, v, 2*attaches, 0)
+}

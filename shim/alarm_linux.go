@@ -1,0 +1,90 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// alarm is a timer of the kernel's. When one of Go's timers is due, the thread that waits in epoll wakes up for it, so does the one
+// that watches over it (sysmon), and that one wakes a third to help: five context switches for each sweep of an idle container. A
+// timer that is a file wakes one thread.
+type alarm struct {
+	// C receives when the time has come.
+	C    chan struct{}
+	file *os.File
+	fd   int
+	done chan struct{}
+}
+
+// newAlarm returns an alarm that is not set. The caller must close it.
+func newAlarm() (*alarm, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("timerfd_create: %w", err)
+	}
+	a := &alarm{C: make(chan struct{}, 1), file: os.NewFile(uintptr(fd), "timer of a sweep"), fd: fd, done: make(chan struct{})}
+	conn, err := a.file.SyscallConn()
+	if err != nil {
+		a.file.Close()
+		return nil, fmt.Errorf("wait for a timerfd: %w", err)
+	}
+	go func() {
+		defer close(a.done)
+		_ = conn.Read(func(fd uintptr) bool {
+			// Neither this call nor that of set blocks: telling the scheduler of them would wake its other threads.
+			var expirations [8]byte
+			n, _, _ := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&expirations)), uintptr(len(expirations)))
+			if int(n) == len(expirations) {
+				select {
+				case a.C <- struct{}{}:
+				default:
+				}
+			}
+			return false // until close
+		})
+	}()
+	return a, nil
+}
+
+// set has C receive once, after d. A ring of the time before that is under way may still come. The goroutine that receives must be the
+// one that calls it.
+func (a *alarm) set(d time.Duration) { a.arm(d, 0) }
+
+// together is set with a wait that is shortened to end at a multiple of it, so that the watchers of a shim that have nothing to do
+// wake it up together: timers that are due in the same nanosecond ring at once. It returns how long that is.
+func (a *alarm) together(wait time.Duration) time.Duration {
+	var ts unix.Timespec
+	// It does not fail for a clock that there is.
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ts)), 0)
+	now := time.Duration(ts.Nano())
+	d := align(wait, now+phase)
+	a.arm(now+d, unix.TFD_TIMER_ABSTIME)
+	return d
+}
+
+// phase is another one in each shim: those of a node are not to wake up all at once.
+var phase = time.Duration(os.Getpid()) * 7919 * time.Microsecond
+
+// align shortens a wait that begins at a time to end at a multiple of it.
+func align(wait, at time.Duration) time.Duration { return wait - at%wait }
+
+func (a *alarm) arm(d time.Duration, flags uintptr) {
+	select {
+	case <-a.C: // it had rung before
+	default:
+	}
+	// A value of 0 would disarm it (timerfd_settime(2)).
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(d, 1).Nanoseconds())}
+	// It fails for bad arguments only.
+	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(a.fd), flags, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
+}
+
+// close ends it.
+func (a *alarm) close() {
+	a.file.Close()
+	<-a.done
+}
