@@ -362,14 +362,15 @@ e2e-install: ## The DaemonSet on a cluster whose node has systemd, by kustomize 
 	@$(MAKE) --no-print-directory tools $(addprefix $(TOOLS)/,etcd $(KUBERNETES_PROGRAMS) helm buildah/usr/bin/buildah) testprogs build
 	$(GO) run ./integration/kubernetes install
 
-VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)')
+VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)') \
+	$(if $(VM_KILLS),-kills $(VM_KILLS)) $(if $(VM_REAPS),-reaps $(VM_REAPS))
 VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled)$$
 
 # Test32Bit: the kernel at hand may run no 32-bit programs, Debian's does.
 VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestFrozen|TestSwapWindow)$$
 
 .PHONY: test-arm64
-test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1).
+test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1, VM_KILLS=, VM_REAPS=).
 	$(VM) -arch arm64 $(if $(RUN),-run '$(RUN)') $(if $(filter-out ./...,$(PKGS)),-pkgs '$(PKGS)') unit
 
 .PHONY: test-vm

@@ -46,7 +46,8 @@ func (b *builder) memory() string {
 
 // unit builds the tests of the packages with what they need.
 func (b *builder) unit(ctx context.Context) error {
-	list, err := output(ctx, b.root, b.goEnv(), "go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}", b.pkgs)
+	args := append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}"}, strings.Fields(b.pkgs)...)
+	list, err := output(ctx, b.root, b.goEnv(), "go", args...)
 	if err != nil {
 		return err
 	}
@@ -139,7 +140,8 @@ func (b *builder) system() error {
 		"etc/group":  "root:x:0:\n",
 		"etc/hosts":  "127.0.0.1 localhost\n",
 		"tests":      b.tests.String(),
-		"settings":   fmt.Sprintf("export REAPER_TEST_SLOW=%d\nexport REAPER_TEST_VICTIMS=%s\n", b.slow, guestVictims),
+		"settings": fmt.Sprintf("export REAPER_TEST_SLOW=%d REAPER_TEST_VICTIMS=%s REAPER_CRASH_KILLS=%d REAPER_TRANSPARENCY_REQUESTS=%d\n",
+			b.slow, guestVictims, b.kills, b.reaps),
 	} {
 		if err := os.WriteFile(b.path(name), []byte(text), 0o644); err != nil {
 			return err

@@ -31,6 +31,10 @@ func (c *config) packages(ctx context.Context, dir string, others ...string) (*d
 	if err := d.find(); err == nil {
 		return d, nil
 	}
+	// The first run in a tree: apt is called in it before aptRoot has put anything there.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
 	archives := []string{c.mirror + "/debian " + c.release, c.mirror + "/debian-security " + c.release + "-security"}
 	if c.mirror == "" {
 		// What apt knows of its own sources, whether it has fetched their lists or not.

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const allPackages = "./runtime/..." // of the suite unit
+
 type config struct {
 	arch    string // as Go says it
 	suite   string
@@ -32,6 +34,8 @@ type config struct {
 	smp     int
 	memory  string
 	slow    int
+	kills   int // of TestCrash in each state
+	reaps   int // of TestTransparency in each call
 	timeout time.Duration
 	record  string // file with the table of results
 	verbose bool   // the kernel's messages too
@@ -44,11 +48,13 @@ func main() {
 	flag.StringVar(&c.mirror, "mirror", "", "base URI of Debian's archives, below which debian and debian-security are (default: those that apt uses here)")
 	flag.StringVar(&c.release, "release", "bookworm", "Debian release")
 	flag.StringVar(&c.run, "run", "", "only the tests that match")
-	flag.StringVar(&c.pkgs, "pkgs", "./runtime/...", "packages of the suite unit")
+	flag.StringVar(&c.pkgs, "pkgs", allPackages, "packages of the suite unit, separated by spaces")
 	flag.IntVar(&c.smp, "smp", 2, "CPUs")
 	flag.StringVar(&c.memory, "m", "", "memory (default: 1G, 3G for the suite integration)")
 	flag.IntVar(&c.slow, "slow", 8, "factor for the deadlines of the tests")
-	flag.DurationVar(&c.timeout, "timeout", 30*time.Minute, "longest run of the machine")
+	flag.IntVar(&c.kills, "kills", 5, "how often TestCrash kills the tracer in each state")
+	flag.IntVar(&c.reaps, "reaps", 5, "how many zombies TestTransparency reaps in each call")
+	flag.DurationVar(&c.timeout, "timeout", 90*time.Minute, "longest run of the machine")
 	flag.StringVar(&c.record, "record", "", "file with the table to add the results to")
 	flag.BoolVar(&c.verbose, "v", false, "show the kernel's messages")
 	flag.Parse()

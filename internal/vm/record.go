@@ -22,6 +22,9 @@ func record(file string, c *config, r *result) error {
 		return err
 	}
 	suite := c.suite
+	if c.suite == "unit" && c.pkgs != allPackages {
+		suite += " of " + c.pkgs
+	}
 	if c.run != "" {
 		suite += " (" + strings.ReplaceAll(c.run, "|", ", ") + ")"
 	}

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -400,6 +401,47 @@ func TestSwapWindowSignals(t *testing.T) {
 	}
 }
 
+// TestHandlerRecoveryDies: a handler waits to run, or a stop from outside has to stay, and what repairs PID 1 is killed when it has
+// led that to the entry of its call.
+func TestHandlerRecoveryDies(t *testing.T) {
+	if !restartsBeforeStop {
+		t.Skipf("not led there on %s", goarch)
+	}
+	for _, call := range []string{"futex", "nanosleep"} {
+		for _, deed := range []string{deedUSR1, deedStop} {
+			t.Run(call+"/"+deed, func(t *testing.T) {
+				v := startCrash(t, call, 1)
+				dir := t.TempDir()
+				marker, again := filepath.Join(dir, "died"), filepath.Join(dir, "recover-died")
+				step := "waited"
+				if deed == deedStop {
+					step = "swapped" // see mender.theirStop
+				}
+				c := hookedClient(step, "2", deed, marker)
+				c.recoverArgs = []string{hookedRecover, "recover-led", again}
+				defer c.Close()
+				if _, err := v.dieAt(c, 3, marker); err != nil {
+					t.Error(err)
+				}
+				if _, err := os.Stat(again); err != nil {
+					t.Errorf("the recovery was not killed: %v", err)
+				}
+				if deed == deedStop {
+					eventually(t, "PID 1 stops", func() bool { return v.state() == procfs.StateStopped })
+					unix.Kill(int(v.pid), unix.SIGCONT)
+					v.conts++
+				} else {
+					v.usr1++
+				}
+				if got, want := v.expect("back"), fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d", v.usr1, v.conts); got != want {
+					t.Errorf("PID 1 says %s, want %s", got, want)
+				}
+				v.check()
+			})
+		}
+	}
+}
+
 // TestCrashOfTheStarved: the worker dies with the pin shown to a thread that then gets next to no CPU time. It is in no queue any more,
 // and stops the thread only when that runs.
 func TestCrashOfTheStarved(t *testing.T) {
@@ -504,8 +546,26 @@ func TestClientDies(t *testing.T) {
 	}
 }
 
+// killsEnv is for machines on which no flag can be given for one package alone.
+const killsEnv = "REAPER_CRASH_KILLS"
+
+const defaultKills = 20
+
+func crashKills(t *testing.T) int {
+	t.Helper()
+	if *flagKills > 0 {
+		return *flagKills
+	}
+	s := cmp.Or(os.Getenv(killsEnv), strconv.Itoa(defaultKills))
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%s: want a number from 1", killsEnv, s)
+	}
+	return n
+}
+
 var (
-	flagKills  = flag.Int("kills", 20, "TestCrash: how often the worker is killed in each state")
+	flagKills  = flag.Int("kills", 0, "TestCrash: how often the worker is killed in each state (default: "+killsEnv+", or 20)")
 	flagReport = flag.String("crash-report", "", "TestCrash: write the results to this `file`, JSON")
 	flagAdd    = flag.Bool("crash-add", false, "TestCrash: add to what the file has")
 	flagPage   = flag.String("crash-page", "", "TestCrash: write the table into this `page`, between its markers")
@@ -551,6 +611,14 @@ func TestCrash(t *testing.T) {
 			crashState(t, &row)
 			t.Logf("%+v", row)
 		})
+	}
+	var sum crashRow
+	for _, row := range rep.Rows {
+		sum.Kills, sum.Attached, sum.InFlight = sum.Kills+row.Kills, sum.Attached+row.Attached, sum.InFlight+row.InFlight
+	}
+	t.Logf("%d kills, %d while a thread was held, %d with the swap in flight", sum.Kills, sum.Attached, sum.InFlight)
+	if sum.Kills >= 100 && sum.Attached == 0 {
+		t.Error("no worker died within an attach: the test has shown nothing")
 	}
 	if *flagReport != "" {
 		if err := rep.write(*flagReport, *flagPage, *flagAdd); err != nil {
@@ -628,13 +696,11 @@ func workerJournal(t *testing.T, pid int) *Journal {
 func crashState(t *testing.T, row *crashRow) {
 	v := startCrash(t, row.Call, row.Siblings)
 	c := newClient(t, "-idle", "1m")
-	const (
-		request = 2 * time.Millisecond   // about what a request takes, attach included
-		attach  = 400 * time.Microsecond // and the attach alone
-	)
+	request := testutil.Slow(2 * time.Millisecond)  // about what a request takes, attach included
+	attach := testutil.Slow(400 * time.Microsecond) // and the attach alone
 	rnd := rand.New(rand.NewPCG(uint64(len(row.Call)), 7))
-	unchecked := 0
-	for row.Kills < *flagKills {
+	unchecked, kills := 0, crashKills(t)
+	for row.Kills < kills {
 		zs := v.take(20)
 		// A worker that is there already: its start takes longer than an attach.
 		if c.WorkerPID() == 0 {
@@ -679,7 +745,7 @@ func crashState(t *testing.T, row *crashRow) {
 		row.Attached += int(c.Recovered() - before)
 		row.InFlight += int(c.inFlight.Load() - inFlight)
 		v.quiet()
-		if unchecked++; unchecked == 10 || row.Kills == *flagKills {
+		if unchecked++; unchecked == 10 || row.Kills == kills {
 			v.check()
 			if t.Failed() {
 				return

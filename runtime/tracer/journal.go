@@ -41,6 +41,8 @@ type journalPage struct {
 	parked    registers    // at the event stop, before the call was restarted
 	entry     registers    // at the entry stop of its own call
 	end       registers    // entry, with the result that has the kernel restart the call or end it
+	// 1: a recovery owes the process the stop by somebody else that it has ended. Last, so that the layout of older builds holds.
+	restop atomic.Uint32
 }
 
 var _ = [1]struct{}{}[max(0, int(unsafe.Sizeof(journalPage{}))-journalSize)]
@@ -72,6 +74,7 @@ func (j *Journal) attached(pid, tid procfs.HostPID, started, born uint64, isInit
 	p.pinned.Store(0)
 	p.woken.Store(0)
 	p.otherStop.Store(0)
+	p.restop.Store(0)
 	p.phase.Store(uint32(phaseAttached))
 }
 
@@ -112,5 +115,6 @@ func (j *Journal) foreignStop() {
 func (j *Journal) close() {
 	if j != nil {
 		j.page.phase.Store(uint32(phaseIdle))
+		j.page.restop.Store(0)
 	}
 }

@@ -53,6 +53,7 @@ type mender struct {
 	t     *thread
 	proc  *procfs.FS
 	until time.Time
+	lead  bool // restartsBeforeStop: the call is issued again, whatever handler runs first
 }
 
 func (m *mender) run() error {
@@ -121,6 +122,12 @@ func (m *mender) attached() error {
 		switch s.kind {
 		case stopGone:
 			return errGone
+		case stopSyscall:
+			m.step("recover-led")
+			if err := m.stopAgain(); err != nil {
+				return err
+			}
+			return m.release(0)
 		case stopEvent:
 			if err := m.registers(); err != nil {
 				return err
@@ -131,6 +138,11 @@ func (m *mender) attached() error {
 			}
 			if ours == 0 {
 				if m.j.woken.Load() == 0 {
+					if led, err := m.leadOn(); err != nil {
+						return err
+					} else if led {
+						continue
+					}
 					return m.release(0)
 				}
 				// Somebody has died in the middle of wake.
@@ -144,8 +156,10 @@ func (m *mender) attached() error {
 			}
 			if theirs, err := m.theirStop(); err != nil {
 				return err
-			} else if theirs {
+			} else if theirs && !m.lead {
 				return m.release(0) // into the stop
+			} else if theirs {
+				m.j.restop.Store(1)
 			}
 			if err := m.wake(); err != nil {
 				return err
@@ -160,9 +174,21 @@ func (m *mender) attached() error {
 					return err
 				}
 				if info.mark || info.code == siUser && info.pid == 0 && m.j.pinned.Load() == 1 || m.j.isInit == 1 && !info.fromOutside() {
+					if led, err := m.leadOn(); err != nil {
+						return err
+					} else if led {
+						continue
+					}
 					return m.release(0)
 				}
-				return m.release(sigStop)
+				if !m.lead {
+					return m.release(sigStop)
+				}
+				m.j.restop.Store(1)
+				if _, err := m.leadOn(); err != nil {
+					return err
+				}
+				continue
 			}
 			resume = s.sig // the mask was its own, and so are the registers
 		default:
@@ -184,6 +210,8 @@ func (m *mender) registers() error {
 	if r.swapped(&m.j.entry, int(m.j.nspid.Load())) || r == m.j.entry.rewound() {
 		// Rewound ones are right, but a handler that runs now has to end the call.
 		r = recovered(&m.j.parked, &m.j.entry, &m.j.end)
+		c := classifyCall(m.j.entry.nr(), m.j.entry.args())
+		m.lead = restartsBeforeStop && r == m.j.entry.rewound() && !c.plainEINTR
 	} else if c := classifyCall(r.nr(), r.args()); c.plainEINTR && c.endless && r.result() == resultEINTR {
 		r = r.withResult(errRestartNoHand)
 	} else {
@@ -221,6 +249,47 @@ func (m *mender) wake() error {
 	}
 	m.step("recover-pinned")
 	return nil
+}
+
+// stopAgain repeats somebody else's stop that has been ended to lead the thread to its call: what ends the stop may have a handler.
+func (m *mender) stopAgain() error {
+	if m.j.restop.Load() == 0 {
+		return nil
+	}
+	st, err := m.look()
+	if err != nil {
+		return err
+	}
+	if (st.SigPnd | st.ShdPnd).Has(sigCont) {
+		return nil // ended meanwhile
+	}
+	if err := unix.Kill(m.t.tgid, unix.SIGSTOP); err != nil {
+		return fmt.Errorf("stop process %d again: %w", m.t.tgid, err)
+	}
+	return nil
+}
+
+// leadOn resumes the thread, with its signals blocked, up to the entry of its own call, if a handler is about to run. Behind the
+// exit of waitid the kernel restarts nothing, so that the handler would return to a rewound call, which it has to end; a call that
+// has been entered the kernel ends as it does without any tracer. If we die meanwhile, the mask says so to the next recovery.
+func (m *mender) leadOn() (led bool, err error) {
+	if !m.lead {
+		return false, nil
+	}
+	st, err := m.look()
+	if err != nil {
+		return false, err
+	}
+	if (st.SigPnd|st.ShdPnd)&st.SigCgt&^procfs.SignalSet(m.j.mask) == 0 && m.j.restop.Load() == 0 {
+		return false, nil
+	}
+	if err := m.t.setMask(allSignals); err != nil {
+		return false, fmt.Errorf("block signals: %w", err)
+	}
+	if err := m.t.syscall(0); err != nil {
+		return false, fmt.Errorf("resume to the entry of its call: %w", err)
+	}
+	return true, nil
 }
 
 // release restores the mask and detaches.
