@@ -784,7 +784,7 @@ func TestExitUnderAttaches(t *testing.T) {
 				}
 			}
 		})
-		time.Sleep(time.Duration(rand.Int64N(int64(4 * time.Millisecond))))
+		time.Sleep(time.Duration(rand.Int64N(int64(testutil.Slow(4 * time.Millisecond)))))
 		began := time.Now()
 		unix.Kill(int(v.pid), unix.SIGKILL)
 		select {
