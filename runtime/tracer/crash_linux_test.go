@@ -766,6 +766,10 @@ func TestExitUnderAttaches(t *testing.T) {
 	for i := range rounds {
 		v := startCrash(t, "futex", i%3)
 		zs := v.take(crashBatch)
+		if c.WorkerPID() == 0 {
+			ask(t, c)
+		}
+		journal := workerJournal(t, c.WorkerPID())
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			for range 100 { // until it is gone
@@ -784,7 +788,12 @@ func TestExitUnderAttaches(t *testing.T) {
 				}
 			}
 		})
-		time.Sleep(time.Duration(rand.Int64N(int64(4 * time.Millisecond))))
+		// Most of a request is not the attach, the more so on a slow machine.
+		for began := time.Now(); journal.phase() == phaseIdle && time.Since(began) < testutil.Slow(time.Second); {
+			runtime.Gosched()
+		}
+		_ = journal.Close()
+		time.Sleep(time.Duration(rand.Int64N(int64(testutil.Slow(4 * time.Millisecond)))))
 		began := time.Now()
 		unix.Kill(int(v.pid), unix.SIGKILL)
 		select {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -443,7 +444,7 @@ func TestLiveThreads(t *testing.T) {
 }
 
 // exitBound is how soon the end of PID 1 has to reach its parent, in the middle of an attach or not.
-const exitBound = 100 * time.Millisecond
+var exitBound = testutil.Slow(100 * time.Millisecond)
 
 // TestExitReachesParent: PID 1 exits, is killed or replaces itself at any moment of an attach; its parent learns of its end at once
 // and with the true status, while the worker lives on.
