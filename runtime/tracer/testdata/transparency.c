@@ -330,7 +330,9 @@ static int fpu_same(struct block *b)
 
 static int regs_same(struct block *b)
 {
-	if (memcmp(b->regs + 1, b->args + 1, sizeof b->args - sizeof b->args[0]) || b->regs[8] != b->nr)
+	// A stop of any kind has the kernel go on with a call that has a time-out by way of restart_syscall, whose number it leaves in x8
+	// (setup_restart_syscall() in arch/arm64/kernel/signal.c).
+	if (memcmp(b->regs + 1, b->args + 1, sizeof b->args - sizeof b->args[0]) || (b->regs[8] != b->nr && b->regs[8] != SYS_restart_syscall))
 		return 0;
 	for (unsigned long i = 6; i <= 30; i++)
 		if (i != 8 && b->regs[i] != (0x100 + i) * 0x0001000100010001UL)
