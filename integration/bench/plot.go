@@ -119,7 +119,7 @@ func (s *startPart) plot(p *plot.Plot) error {
 func (s *idlePart) plot(p *plot.Plot) error {
 	p.Y.Label.Text = "MB, median"
 	var names []string
-	for _, kind := range []string{"resident", "proport.", "priv. dirty"} { // the first of idleColumns
+	for _, kind := range []string{"RSS", "PSS", "dirty"} { // the first of idleColumns
 		for _, n := range s.sizes() {
 			names = append(names, fmt.Sprintf("%s, %d", kind, n))
 		}
