@@ -25,11 +25,6 @@ func grouped(t *testing.T, grouping string) harness.Spec {
 	}
 }
 
-func shimOfContainer(t *testing.T, c *harness.Container) harness.Process {
-	t.Helper()
-	return shimOf(t, c.PID)
-}
-
 // ended waits until a shim that serves nobody any more has gone.
 func ended(t *testing.T, shim harness.Process) {
 	t.Helper()
@@ -61,14 +56,14 @@ func TestGroupingByNode(t *testing.T) {
 		cs = append(cs, run(t, d, grouped(t, "node")))
 	}
 	single := run(t, d, harness.Spec{Runtime: reaper(t), Args: []string{"/bin/pause1", "poll"}})
-	shim := shimOfContainer(t, cs[0])
+	shim := shimOf(t, cs[0].PID)
 	for _, c := range cs {
-		if got := shimOfContainer(t, c); got != shim {
+		if got := shimOf(t, c.PID); got != shim {
 			t.Errorf("container %s has shim %v, want %v", c.ID(), got, shim)
 		}
 		reaps(t, c)
 	}
-	if got := shimOfContainer(t, single); got == shim {
+	if got := shimOf(t, single.PID); got == shim {
 		t.Errorf("a container without the option has the group's shim, %v", got)
 	}
 	events := subscribe(t, d)
@@ -96,7 +91,7 @@ func TestGroupingByNode(t *testing.T) {
 		reaps(t, c)
 	}
 	later := run(t, d, grouped(t, "node"))
-	if got := shimOfContainer(t, later); got != shim {
+	if got := shimOf(t, later.PID); got != shim {
 		t.Errorf("after the restart a container has shim %v, want %v", got, shim)
 	}
 	for _, c := range append(cs, later) {
@@ -106,7 +101,7 @@ func TestGroupingByNode(t *testing.T) {
 		remove(t, c)
 	}
 	ended(t, shim)
-	if again := run(t, d, grouped(t, "node")); shimOfContainer(t, again) == shim {
+	if again := run(t, d, grouped(t, "node")); shimOf(t, again.PID) == shim {
 		t.Error("a container of a shim that has gone")
 	}
 }
@@ -159,7 +154,7 @@ func TestGroupingShimKilled(t *testing.T) {
 	d := daemon(t)
 	events := subscribe(t, d)
 	cs := []*harness.Container{run(t, d, grouped(t, "node")), run(t, d, grouped(t, "node"))}
-	shim := shimOfContainer(t, cs[0])
+	shim := shimOf(t, cs[0].PID)
 	if err := syscall.Kill(shim.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -189,17 +184,17 @@ func TestGroupingUpgrade(t *testing.T) {
 	install()
 	d := ownDaemon(t, harness.Options{Bin: bin})
 	old := run(t, d, grouped(t, "node"))
-	shim := shimOfContainer(t, old)
+	shim := shimOf(t, old.PID)
 	install()
 	fresh := []*harness.Container{run(t, d, grouped(t, "node")), run(t, d, grouped(t, "node"))}
-	upgraded := shimOfContainer(t, fresh[0])
-	if upgraded == shim || shimOfContainer(t, fresh[1]) != upgraded {
-		t.Errorf("shims %v and %v after the upgrade, %v before", upgraded, shimOfContainer(t, fresh[1]), shim)
+	upgraded := shimOf(t, fresh[0].PID)
+	if upgraded == shim || shimOf(t, fresh[1].PID) != upgraded {
+		t.Errorf("shims %v and %v after the upgrade, %v before", upgraded, shimOf(t, fresh[1].PID), shim)
 	}
 	for _, c := range append(fresh, old) {
 		reaps(t, c)
 	}
-	if shimOfContainer(t, old) != shim {
+	if shimOf(t, old.PID) != shim {
 		t.Error("the container that ran has another shim")
 	}
 	remove(t, old)
@@ -219,7 +214,7 @@ func TestGroupingMemory(t *testing.T) {
 		return m.PSS
 	}
 	first := run(t, d, grouped(t, "node"))
-	shim := shimOfContainer(t, first)
+	shim := shimOf(t, first.PID)
 	before := pss(shim)
 	for range more {
 		run(t, d, grouped(t, "node"))

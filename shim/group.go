@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ctrdshim "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/log"
@@ -116,7 +117,7 @@ func (g *group) announced(now time.Time) time.Duration {
 	return wait
 }
 
-// start is the start of a task in a group.
+// startGrouped is the start of a task in a group.
 func startGrouped(ctx context.Context, m ctrdshim.Shim, params *bootstrap.BootstrapParams, grouping Grouping) (res *bootstrap.BootstrapResult, err error) {
 	defer func() {
 		if err != nil {
@@ -214,7 +215,7 @@ func groupName(ctx context.Context, grouping Grouping, daemon string, annotation
 // groupOf returns the directory of the group that a pod is in, "" for none: its containers stay with it, whatever else has been
 // started by now.
 func groupOf(sockets, sandbox string) string {
-	if sandbox == "" || sandbox == ".." || sandbox != filepath.Base(sandbox) || sandbox == "." {
+	if identifiers.Validate(sandbox) != nil { // as containerd demands of IDs: it is no path
 		return ""
 	}
 	dirs, _ := filepath.Glob(filepath.Join(sockets, groupPrefix+"*")) // errs on a bad pattern only
@@ -241,7 +242,7 @@ func (g *group) furnish(id, bundle, sockets, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(g.dir, "config.json"), config, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(g.dir, specFile), config, 0o600); err != nil {
 		return err
 	}
 	for link, target := range map[string]string{logFifo: filepath.Join(bundle, logFifo), "s": sockets} {

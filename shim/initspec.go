@@ -66,7 +66,7 @@ func insertInit(ctx context.Context, r *taskapi.CreateTaskRequest, annotations m
 	if annotations[sandboxAnnotation] == "sandbox" {
 		return "", "the pod's own container", nil
 	}
-	name := filepath.Join(r.Bundle, "config.json")
+	name := filepath.Join(r.Bundle, specFile)
 	sp, err := readInitSpec(name)
 	if err != nil {
 		return "", "", err

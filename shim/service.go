@@ -174,7 +174,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.mu.Lock()
 	s.tasks[r.ID] = t
-	s.joinGroup(t)
+	s.followLog()
 	s.fit()
 	s.mu.Unlock()
 	end(int(resp.Pid))
@@ -326,31 +326,20 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return resp, err
 }
 
-// joinGroup is called with s.mu held, for a task that is there.
-func (s *service) joinGroup(t *task) {
+// followLog keeps the log of a group that of a bundle that still exists. Called with s.mu held, when s.tasks has changed.
+func (s *service) followLog() {
 	if s.group == nil {
 		return
 	}
-	for _, other := range s.tasks {
-		if other.bundle == s.group.log {
+	for _, t := range s.tasks {
+		if t.bundle == s.group.log {
 			return
 		}
 	}
-	s.group.logTo(t.bundle) // that of the one before went with it
-}
-
-// leaveGroup takes a task out of its group. The log goes to the bundle of one that is left. Called with s.mu held.
-func (s *service) leaveGroup(t *task) {
-	if s.group == nil {
-		return
-	}
-	_ = os.Remove(s.group.member(t.id))
-	if s.group.log != t.bundle {
-		return
-	}
-	for _, other := range s.tasks {
-		s.group.logTo(other.bundle)
-		return
+	for _, t := range s.tasks {
+		if s.group.logTo(t.bundle); s.group.log == t.bundle {
+			return
+		}
 	}
 }
 
@@ -397,7 +386,10 @@ func (s *service) forget(id string) {
 		s.mu.Unlock()
 		return
 	}
-	s.leaveGroup(t)
+	if s.group != nil {
+		_ = os.Remove(s.group.member(id))
+	}
+	s.followLog()
 	if mode, _ := t.effective(); mode == ModeOff {
 		s.mu.Unlock()
 		return

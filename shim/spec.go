@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// specFile is where a bundle has its spec (OCI runtime-spec, bundle.md).
+const specFile = "config.json"
+
 // spec is what the shim reads of a bundle's config.json (OCI runtime-spec, config.md).
 type spec struct {
 	Annotations map[string]string `json:"annotations"`
@@ -17,7 +20,7 @@ type spec struct {
 }
 
 func readSpec(bundle string) (*spec, error) {
-	name := filepath.Join(bundle, "config.json")
+	name := filepath.Join(bundle, specFile)
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("read the spec of the bundle: %w", err)

@@ -121,6 +121,12 @@ func once(marker string) bool {
 	return err == nil
 }
 
+// done reports whether once has been called with that file.
+func done(marker string) bool {
+	_, err := os.Stat(marker)
+	return err == nil
+}
+
 func do(deed string, j *Journal) {
 	pid, tid := int(j.page.pid), int(j.page.tid)
 	switch deed {
@@ -261,7 +267,7 @@ func (v *crashVictim) dieAt(c *Client, n int, marker string) (rep Report, err er
 	deadline := time.Now().Add(patience)
 	for {
 		rep, err = v.reapDying(c, v.take(n))
-		if _, serr := os.Stat(marker); serr == nil {
+		if done(marker) {
 			return rep, err
 		}
 		if time.Now().After(deadline) {
@@ -528,7 +534,7 @@ func TestClientDies(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the worker in the window", func() bool { _, err := os.Stat(marker); return err == nil })
+			eventually(t, "the worker in the window", func() bool { return done(marker) })
 			st, err := liveProc.Status(v.pid)
 			if err != nil || st.TracerPid == 0 {
 				t.Errorf("tracer %d, %v", st.TracerPid, err)

@@ -2,7 +2,6 @@ package tracer
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -109,11 +108,6 @@ func TestRunningSpin(t *testing.T) {
 	if st, err := liveProc.Status(v.pid); err != nil || st.TracerPid != 0 {
 		t.Errorf("traced by %d afterwards (%v)", st.TracerPid, err)
 	}
-}
-
-func done(marker string) bool {
-	_, err := os.Lstat(marker)
-	return err == nil
 }
 
 // TestRunningCrash: the worker dies at each step of an attach to a PID 1 that runs.
