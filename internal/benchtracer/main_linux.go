@@ -26,6 +26,7 @@ type result struct {
 	SampleMS int64       `json:"sampleMillis"`
 	Piles    []pileCase  `json:"piles"`
 	Serving  []serveCase `json:"serving"`
+	Turns    []turnsCase `json:"turns"`
 }
 
 type options struct {
@@ -33,6 +34,7 @@ type options struct {
 	zombies int
 	rate    int
 	sample  time.Duration
+	pairs   int
 	worker  string
 }
 
@@ -42,6 +44,7 @@ func main() {
 	flag.IntVar(&o.zombies, "zombies", 500, "make piles of so many")
 	flag.IntVar(&o.rate, "rate", 100, "leak so many orphans a second below the server")
 	flag.DurationVar(&o.sample, "sample", 4*time.Second, "load the server for so long, whole seconds")
+	flag.IntVar(&o.pairs, "pairs", 40, "compare so many pairs of windows in a round")
 	flag.StringVar(&o.worker, "worker", "bin/"+tracer.WorkerName, "the tracer's executable")
 	data := flag.String("json", "docs/data/tracer.json", "write what was measured to this file")
 	doc := flag.String("doc", "docs/tracer-benchmarks.md", "renew the tables of this file")
@@ -95,7 +98,7 @@ func measure(o options) (*result, error) {
 	r := &result{
 		Machine: machine, Rounds: o.rounds, Zombies: o.zombies, Rate: o.rate, SampleMS: o.sample.Milliseconds(),
 		Tini: benchreport.FirstLine("tini", "--version"), Wrk: benchreport.FirstLine("dpkg-query", "-W", "-f", "${Version}", "wrk"),
-		Piles: pileCases(), Serving: serveCases(),
+		Piles: pileCases(), Serving: serveCases(), Turns: turnsCases(),
 	}
 	b := &bench{options: o, bin: bin, cpu: machine.CPUs - 1}
 	for round := range o.rounds {
@@ -108,6 +111,11 @@ func measure(o options) (*result, error) {
 		for _, i := range rand.Perm(len(r.Serving)) {
 			if err := b.serve(&r.Serving[i]); err != nil {
 				return nil, fmt.Errorf("server, %s: %w", r.Serving[i].Name, err)
+			}
+		}
+		for _, i := range rand.Perm(len(r.Turns)) {
+			if err := b.turns(&r.Turns[i]); err != nil {
+				return nil, fmt.Errorf("server, in turns: %w", err)
 			}
 		}
 	}

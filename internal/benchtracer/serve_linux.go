@@ -117,12 +117,16 @@ func freePort() (int, error) {
 
 // load has wrk ask for as much as it gets.
 func load(port, cpu int, d time.Duration) (serveSample, error) {
-	out, err := exec.Command("taskset", "-c", fmt.Sprint(cpu), "wrk", "-t1", "-c", fmt.Sprint(connections),
-		"-d", fmt.Sprintf("%ds", int(d.Seconds())), "--latency", fmt.Sprintf("http://127.0.0.1:%d/", port)).CombinedOutput()
+	out, err := exec.Command("taskset", wrkArgs(port, cpu, d)...).CombinedOutput()
 	if err != nil {
 		return serveSample{}, fmt.Errorf("wrk: %w\n%s", err, out)
 	}
 	return parseWrk(string(out))
+}
+
+func wrkArgs(port, cpu int, d time.Duration) []string {
+	return []string{"-c", fmt.Sprint(cpu), "wrk", "-t1", "-c", fmt.Sprint(connections), "-d", fmt.Sprintf("%ds", int(d.Seconds())),
+		"--latency", fmt.Sprintf("http://127.0.0.1:%d/", port)}
 }
 
 // parseWrk reads the report of wrk --latency.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -96,6 +97,20 @@ func (t *target) order(what string, n int) error {
 		return fmt.Errorf("target: %s: no answer", what)
 	}
 	return nil
+}
+
+// count returns how many requests were answered until now, on the target's clock.
+func (t *target) count() (now rate, err error) {
+	if err := t.order("count", 0); err != nil {
+		return now, err
+	}
+	if !t.out.Scan() {
+		return now, errors.New("target: count: no answer")
+	}
+	if _, err := fmt.Sscan(t.out.Text(), &now.Requests, &now.NS); err != nil {
+		return now, fmt.Errorf("target: count: %q: %w", t.out.Text(), err)
+	}
+	return now, nil
 }
 
 // zombies counts the children of PID 1 that have ended.

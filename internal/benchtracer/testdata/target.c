@@ -4,6 +4,7 @@
 //   pile N      N orphans that have ended                                        -> "done"
 //   leak N      a process that leaks N orphans a second until "leak 0"           -> "done"
 //   serve PORT  answer HTTP requests on that port of 127.0.0.1                   -> "done"
+//   count 0     how many it has answered, and CLOCK_MONOTONIC in nanoseconds     -> "done" and a line
 //
 // It never waits for an orphan, and ends with its standard input.
 #define _GNU_SOURCE
@@ -24,6 +25,7 @@
 
 static int ep, listener = -1;
 static pid_t leaker;
+static long long answered;
 
 static void fail(const char *what)
 {
@@ -131,8 +133,11 @@ static void answer(int fd)
 		close(fd);
 		return;
 	}
-	if (n > 0 && send(fd, reply, sizeof reply - 1, MSG_NOSIGNAL) < 0)
+	if (n <= 0)
+		return;
+	if (send(fd, reply, sizeof reply - 1, MSG_NOSIGNAL) < 0)
 		close(fd);
+	answered++;
 }
 
 static void order(void)
@@ -152,9 +157,15 @@ static void order(void)
 		leak(n);
 	else if (strcmp(what, "serve") == 0)
 		serve(n);
-	else
+	else if (strcmp(what, "count") != 0)
 		exit(2);
 	puts("done");
+	if (strcmp(what, "count") == 0) {
+		struct timespec now;
+
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		printf("%lld %lld\n", answered, now.tv_sec * 1000000000LL + now.tv_nsec);
+	}
 	fflush(stdout);
 }
 
