@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -250,21 +249,6 @@ func OneLine(text string) string {
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
 	return text
-}
-
-// WritePage replaces what the page has between <!-- mark --> and <!-- /mark -->.
-func (r Report) WritePage(file, mark string) error {
-	begin, end := "<!-- "+mark+" -->", "<!-- /"+mark+" -->"
-	old, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(old), begin)
-	_, tail, closed := strings.Cut(rest, end)
-	if !ok || !closed {
-		return fmt.Errorf("%s has no %s and %s", file, begin, end)
-	}
-	return os.WriteFile(file, []byte(head+begin+"\n\n"+r.Markdown()+"\n"+end+tail), 0o644)
 }
 
 // ToolVersion returns a program of bin/tools and its version as the program tells it.

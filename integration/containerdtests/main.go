@@ -21,12 +21,13 @@ import (
 
 	"github.com/reaper-shim/reaper/integration/compare"
 	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
 const (
 	page   = "docs/containerd-tests.md"
-	mark   = "containerd-tests"
+	target = "test-containerd"
 	module = "github.com/containerd/containerd/v2"
 	// cgroup is where the tests' containers are: it is named after their namespace.
 	cgroup = "/testing"
@@ -84,7 +85,7 @@ func run(ctx context.Context) error {
 	report.Print(os.Stdout)
 	if *focus == "" {
 		report.Versions = []string{compare.ToolVersion(root, "containerd"), compare.ToolVersion(root, "runc"), criu}
-		if err := report.WritePage(filepath.Join(root, page), mark); err != nil {
+		if err := benchreport.RenewFile(filepath.Join(root, page), target, report.Markdown()); err != nil {
 			return err
 		}
 	}
