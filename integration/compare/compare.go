@@ -13,7 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/reaper-shim/reaper/internal/benchreport"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 // State is how a test ended.
@@ -180,7 +181,7 @@ func (r Report) Print(w io.Writer) {
 // Markdown returns the report for a page.
 func (r Report) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, Linux %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), kernel(), strings.Join(r.Versions, ", "))
+	fmt.Fprintf(&b, "%s, Linux %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), uname.Get().Release, strings.Join(r.Versions, ", "))
 	b.WriteString("| runtime | passed | failed | skipped | took |\n|---|--:|--:|--:|--:|\n")
 	for _, run := range []Run{r.First, r.Then} {
 		fmt.Fprintf(&b, "| `%s` | %d | %d | %d | %v |\n", run.Runtime, run.Count(Passed), run.Count(Failed), run.Count(Skipped),
@@ -259,14 +260,5 @@ func ToolVersion(root, tool string) string {
 	if err != nil || len(fields) < 3 {
 		return tool + " of unknown version"
 	}
-	version, _, _ := strings.Cut(strings.TrimPrefix(fields[2], "v"), "+") // without what a build outside of git calls unknown
-	return tool + " " + version
-}
-
-func kernel() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "of unknown version"
-	}
-	return unix.ByteSliceToString(u.Release[:])
+	return tool + " " + benchreport.Version(fields[2])
 }

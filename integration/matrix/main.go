@@ -16,10 +16,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 const (
@@ -85,7 +84,7 @@ func test(root, run, timeout, daemon string) result {
 	r := result{version: daemon}
 	out, err := exec.Command(filepath.Join(root, "bin/tools", daemon), "--version").Output()
 	if fields := strings.Fields(string(out)); err == nil && len(fields) >= 3 {
-		r.version = strings.TrimPrefix(fields[2], "v")
+		r.version = benchreport.Version(fields[2])
 	} else {
 		r.err = fmt.Errorf("--version: %w, %q", err, out)
 		return r
@@ -145,12 +144,7 @@ func (r *result) count(events io.Reader) []byte {
 // table returns the results for the page.
 func table(results []result) string {
 	var b strings.Builder
-	var u unix.Utsname
-	release := "of unknown version"
-	if err := unix.Uname(&u); err == nil {
-		release = unix.ByteSliceToString(u.Release[:])
-	}
-	fmt.Fprintf(&b, "%s, Linux %s:\n\n", time.Now().UTC().Format(time.DateOnly), release)
+	fmt.Fprintf(&b, "%s, Linux %s:\n\n", time.Now().UTC().Format(time.DateOnly), uname.Get().Release)
 	b.WriteString("| containerd | passed | failed | skipped | took |\n|---|--:|--:|--:|--:|\n")
 	for _, r := range results {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v |\n", r.version, r.passed, r.failed, r.skipped, r.took.Round(time.Second))
