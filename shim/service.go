@@ -143,7 +143,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 }
 
 func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	cfg, annotations, err := s.prepare(r)
+	cfg, sp, err := s.prepare(r)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 	}
@@ -151,7 +151,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	t.bundle = r.Bundle
 	if cfg.Mode == ModeInit {
 		var reason string
-		if t.reportDir, reason, err = insertInit(ctx, r, annotations); err != nil {
+		if t.reportDir, reason, err = insertInit(ctx, r, sp); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 		}
 		if reason != "" {
@@ -182,7 +182,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 }
 
 // prepare decides how the task is to be treated and rewrites its options into the form that the wrapped service expects.
-func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]string, error) {
+func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, *spec, error) {
 	var opts options
 	if r.Options != nil {
 		var err error
@@ -209,7 +209,7 @@ func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]stri
 			return Config{}, nil, err
 		}
 	}
-	return cfg, sp.Annotations, nil
+	return cfg, sp, nil
 }
 
 func runcAny(o *runcoptions.Options) (*anypb.Any, error) {
