@@ -50,7 +50,7 @@ type service struct {
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
-	watchers map[uint64]*watcher // by inode of the PID namespace
+	watchers map[uint64]*watcher // by inode of the PID namespace; of several with one number, the last
 	trim     *time.Timer         // see trimSoon
 
 	processors int // that containerd wants a shim to use at most
@@ -286,16 +286,17 @@ func (s *service) watch(t *task) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w := s.watchers[t.namespace]; w != nil {
-		w.join(t)
-		return
-	}
 	if !t.ownsNS {
+		if w := s.watchers[t.namespace]; w != nil && s.lives(w.owner) {
+			w.join(t)
+			t.watcher = w
+			return
+		}
 		if mode == ModeInit {
 			return // its orphans do not come to PID 1
 		}
-		// PID 1 of this namespace belongs to a task of another shim, and what is done about it is decided there.
-		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim")
+		// What is done about PID 1 of this namespace is decided where it belongs.
+		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim, or to one in mode off")
 		return
 	}
 	var r sweep.Reaper
@@ -307,14 +308,21 @@ func (s *service) watch(t *task) {
 		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
 		return
 	}
-	s.watchers[t.namespace] = w
+	// If there is one already, its namespace has ended: numbers of namespaces are used again at once.
+	s.watchers[t.namespace], t.watcher = w, w
+}
+
+// lives reports whether the init process of a task is still there.
+func (s *service) lives(t *task) bool {
+	st, err := s.proc.Stat(t.pid)
+	return err == nil && st.StartTime == t.startTime && !st.Zombie()
 }
 
 // watcherOf returns the watcher of the task's PID namespace, nil when there is none.
 func (s *service) watcherOf(t *task) *watcher {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.watchers[t.namespace]
+	return t.watcher
 }
 
 // Delete removes the container, or an exec.
@@ -394,9 +402,9 @@ func (s *service) forget(id string) {
 		s.mu.Unlock()
 		return
 	}
-	w := s.watchers[t.namespace]
+	w := t.watcher
 	owner := w != nil && w.owner == t
-	if owner {
+	if owner && s.watchers[t.namespace] == w {
 		delete(s.watchers, t.namespace)
 	}
 	s.mu.Unlock()
@@ -415,7 +423,7 @@ func (s *service) forget(id string) {
 	case w != nil:
 		w.leave(t)
 	case t.forks != nil:
-		t.forks.close() // created and never started
+		t.forks.close() // created, and never started or watched
 	}
 	s.children.remove(t)
 	s.publishStats(t, t.message(stats, forks, true))
@@ -452,17 +460,23 @@ func (s *service) kickAll() {
 	}
 }
 
-// close ends everything of ours when the shim shuts down.
-func (s *service) close() {
+func (s *service) closeWatchers() {
 	s.mu.Lock()
-	watchers := make([]*watcher, 0, len(s.watchers))
-	for _, w := range s.watchers {
-		watchers = append(watchers, w)
+	var watchers []*watcher
+	for _, t := range s.tasks {
+		if t.watcher != nil && t.watcher.owner == t {
+			watchers = append(watchers, t.watcher)
+		}
 	}
 	s.mu.Unlock()
 	for _, w := range watchers {
 		w.end()
 	}
+}
+
+// close ends everything of ours when the shim shuts down.
+func (s *service) close() {
+	s.closeWatchers()
 	if s.tracer != nil {
 		if err := s.tracer.Close(); err != nil {
 			log.L.WithError(err).Debug("close the tracer")
