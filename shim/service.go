@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -263,13 +264,26 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		s.trimSoon()
 	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
-		if t.pid == 0 { // restored from a checkpoint: the process exists only now
-			s.identify(t, int(resp.Pid), true)
+		if t.pid == 0 {
+			t = s.restored(t, int(resp.Pid))
 		}
 		s.watch(t)
 	}
 	end(int(resp.Pid))
 	return resp, nil
+}
+
+// restored replaces a task that is restored from a checkpoint, and whose process exists only now, by one that knows it: others may be
+// looking at the first one.
+func (s *service) restored(old *task, pid int) *task {
+	t := newTask(old.id, old.cfg)
+	t.bundle, t.reportDir = old.bundle, old.reportDir
+	t.fallBack(old.effective())
+	s.identify(t, pid, true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tasks[t.id] = t
+	return t
 }
 
 func (s *service) task(id string) *task {
@@ -304,6 +318,9 @@ func (s *service) watch(t *task) {
 		r = s.spans.reaper(s.tracer, t.id)
 	}
 	w, err := s.startWatcher(t, r)
+	if errors.Is(err, procfs.ErrVanished) {
+		return // it is over already
+	}
 	if err != nil {
 		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
 		return

@@ -1,14 +1,20 @@
 package shim
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	goruntime "runtime"
+	"strings"
 	"testing"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/log"
+
 	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/shim/api"
 )
 
 // newTestService is a service without containerd, and without a tracer.
@@ -97,6 +103,79 @@ func TestNamespaceNumberUsedAgain(t *testing.T) {
 	stranger.process = process{pid: second.pid, namespace: 8}
 	if s.watch(stranger); s.watcherOf(stranger) != nil {
 		t.Error("a container has joined the watcher of a dead namespace")
+	}
+}
+
+// TestEndedBeforeItIsWatched: a container can be over when its start returns. That is nothing to warn of.
+func TestEndedBeforeItIsWatched(t *testing.T) {
+	s := newTestService()
+	made, end := taskOf(t, s, "short", 7)
+	end()
+	var text strings.Builder
+	log.L.Logger.SetOutput(&text)
+	t.Cleanup(func() { log.L.Logger.SetOutput(os.Stderr) })
+	if s.watch(made); text.Len() > 0 || s.watcherOf(made) != nil {
+		t.Errorf("watcher %v, and the log says %q", s.watcherOf(made), text.String())
+	}
+}
+
+// fakeStart is a task service that has started a process.
+type fakeStart struct {
+	taskapi.TTRPCTaskService
+	pid  uint32
+	when <-chan struct{}
+}
+
+func (s fakeStart) Start(context.Context, *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	<-s.when
+	return &taskapi.StartResponse{Pid: s.pid}, nil
+}
+
+// TestRestoredTask: the process of a container that is restored from a checkpoint is known only when it starts, and by then others can ask
+// for the task.
+func TestRestoredTask(t *testing.T) {
+	s := newTestService()
+	t.Cleanup(s.closeWatchers)
+	other, _ := taskOf(t, s, "other", 7)
+	asking := make(chan struct{})
+	s.TTRPCTaskService = fakeStart{pid: uint32(other.pid), when: asking}
+	restored := newTask("restored", Config{Mode: ModeObserve})
+	restored.bundle, restored.reportDir = "/bundle", "/reports"
+	restored.fallBack(ModeObserve, "no reason")
+	s.tasks["restored"] = restored
+	var err error
+	if s.hostNS, err = s.proc.PIDNamespace(other.pid); err != nil {
+		t.Fatal(err)
+	}
+
+	done := make(chan struct{})
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		for n := 0; ; n++ {
+			if n == 1 {
+				close(asking)
+			}
+			if _, err := (reaperService{s}).Stats(t.Context(), &api.StatsRequest{ContainerId: "restored"}); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	_, err = s.Start(t.Context(), &taskapi.StartRequest{ID: "restored"})
+	close(done)
+	<-asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := s.task("restored")
+	mode, reason := got.effective()
+	if got.pid != other.pid || mode != ModeObserve || reason != "no reason" || got.bundle != "/bundle" || got.reportDir != "/reports" {
+		t.Errorf("the task is %+v", got)
 	}
 }
 
