@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/integration/lineagecheck"
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/runtime/sweep"
 )
@@ -463,17 +463,6 @@ func TestLineageSoak(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%s: %v", soakEnv, err)
 	}
-	var u syscall.Utsname
-	if err := syscall.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var release strings.Builder
-	for _, b := range u.Release {
-		if b == 0 {
-			break
-		}
-		release.WriteByte(byte(b))
-	}
 	begin, first := time.Now(), 1000
 	if s := os.Getenv(seedEnv); s != "" {
 		if first, err = strconv.Atoi(s); err != nil {
@@ -510,5 +499,5 @@ func TestLineageSoak(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(total)) {
 		t.Logf("fork log %s:%s", name, countsText(total[name]))
 	}
-	t.Logf("seeds %d to %d, kernel %s, %v", first, seed-1, release.String(), time.Since(begin).Round(time.Second))
+	t.Logf("seeds %d to %d, kernel %s, %v", first, seed-1, uname.Get().Release, time.Since(begin).Round(time.Second))
 }

@@ -62,14 +62,13 @@ type specMount struct {
 // insertInit makes reaper-init the first process of the container, with the entrypoint as its argument, and returns the
 // directory on the host in which its socket has to be. Where it does not belong, the reason says why and the bundle is left as
 // it is.
-func insertInit(ctx context.Context, r *taskapi.CreateTaskRequest, annotations map[string]string) (socketDir, reason string, err error) {
-	if annotations[sandboxAnnotation] == "sandbox" {
+func insertInit(ctx context.Context, r *taskapi.CreateTaskRequest, bundled *spec) (socketDir, reason string, err error) {
+	if bundled.Annotations[sandboxAnnotation] == "sandbox" {
 		return "", "the pod's own container", nil
 	}
-	name := filepath.Join(r.Bundle, specFile)
-	sp, err := readInitSpec(name)
+	sp, err := parseInitSpec(bundled.data)
 	if err != nil {
-		return "", "", err
+		return "", "", fmt.Errorf("mode %s: parse %s: %w", ModeInit, bundled.file, err)
 	}
 	if found := sp.knownInit(ctx, r); found != "" {
 		return "", fmt.Sprintf("the entrypoint is an init itself (%s)", found), nil
@@ -93,22 +92,10 @@ func insertInit(ctx context.Context, r *taskapi.CreateTaskRequest, annotations m
 	if err := sp.rewrite(init, socketDir); err != nil {
 		return "", "", err
 	}
-	if err := sp.write(name); err != nil {
-		return "", "", fmt.Errorf("mode %s: write %s: %w", ModeInit, name, err)
+	if err := sp.write(bundled.file); err != nil {
+		return "", "", fmt.Errorf("mode %s: write %s: %w", ModeInit, bundled.file, err)
 	}
 	return socketDir, "", nil
-}
-
-func readInitSpec(name string) (*initSpec, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("read the spec of the bundle: %w", err)
-	}
-	sp, err := parseInitSpec(data)
-	if err != nil {
-		return nil, fmt.Errorf("mode %s: parse %s: %w", ModeInit, name, err)
-	}
-	return sp, nil
 }
 
 func parseInitSpec(data []byte) (*initSpec, error) {

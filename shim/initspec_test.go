@@ -44,12 +44,21 @@ func bundle(t *testing.T, spec string, image map[string]string) (*taskapi.Create
 	return &taskapi.CreateTaskRequest{ID: "c1", Bundle: dir}, filepath.Join(bin, initName)
 }
 
+func specOf(t *testing.T, r *taskapi.CreateTaskRequest) *spec {
+	t.Helper()
+	sp, err := readSpec(r.Bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sp
+}
+
 func TestInsertInit(t *testing.T) {
 	spec := `{"ociVersion":"1.2.0","process":{"args":["app","-x"],"env":["PATH=/opt:/bin"],"cwd":"/srv","user":{"uid":7},"terminal":true},` +
 		`"root":{"path":"rootfs","readonly":true},"mounts":[{"destination":"/proc","type":"proc","source":"proc"},` + devTmpfs + `],` +
 		`"linux":{"maskedPaths":["/proc/acpi"],"resources":{"memory":{"limit":9007199254740993}}},"x-unknown":[1,2.5,{"a":null}]}`
 	r, init := bundle(t, spec, map[string]string{"bin/app": ""})
-	dir, reason, err := insertInit(t.Context(), r, nil)
+	dir, reason, err := insertInit(t.Context(), r, specOf(t, r))
 	if err != nil || reason != "" {
 		t.Fatalf("reason %q, error %v", reason, err)
 	}
@@ -111,7 +120,9 @@ func TestInsertInitLeavesAlone(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			spec := `{"process":{"args":` + tt.args + `,"env":["A=b","PATH=/opt:/bin"],"cwd":"/srv"},"root":{"path":"rootfs"},"mounts":[` + devTmpfs + `]}`
 			r, _ := bundle(t, spec, tt.image)
-			_, reason, err := insertInit(t.Context(), r, tt.annotations)
+			sp := specOf(t, r)
+			sp.Annotations = tt.annotations
+			_, reason, err := insertInit(t.Context(), r, sp)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +161,7 @@ func TestInsertInitRefuses(t *testing.T) {
 			if tt.noInit {
 				t.Setenv("PATH", t.TempDir())
 			}
-			_, _, err := insertInit(t.Context(), r, nil)
+			_, _, err := insertInit(t.Context(), r, specOf(t, r))
 			if err == nil {
 				t.Fatal("no error")
 			}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ type service struct {
 
 	mu       sync.Mutex
 	tasks    map[string]*task    // by container ID
-	watchers map[uint64]*watcher // by inode of the PID namespace
+	watchers map[uint64]*watcher // by inode of the PID namespace; of several with one number, the last
 	trim     *time.Timer         // see trimSoon
 
 	processors int // that containerd wants a shim to use at most
@@ -143,7 +144,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 }
 
 func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	cfg, annotations, err := s.prepare(r)
+	cfg, sp, err := s.prepare(r)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 	}
@@ -151,7 +152,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	t.bundle = r.Bundle
 	if cfg.Mode == ModeInit {
 		var reason string
-		if t.reportDir, reason, err = insertInit(ctx, r, annotations); err != nil {
+		if t.reportDir, reason, err = insertInit(ctx, r, sp); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("create %s: %w", r.ID, err))
 		}
 		if reason != "" {
@@ -182,7 +183,7 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 }
 
 // prepare decides how the task is to be treated and rewrites its options into the form that the wrapped service expects.
-func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]string, error) {
+func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, *spec, error) {
 	var opts options
 	if r.Options != nil {
 		var err error
@@ -209,7 +210,7 @@ func (s *service) prepare(r *taskapi.CreateTaskRequest) (Config, map[string]stri
 			return Config{}, nil, err
 		}
 	}
-	return cfg, sp.Annotations, nil
+	return cfg, sp, nil
 }
 
 func runcAny(o *runcoptions.Options) (*anypb.Any, error) {
@@ -263,13 +264,26 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		s.trimSoon()
 	}
 	if t := s.task(r.ID); t != nil && r.ExecID == "" {
-		if t.pid == 0 { // restored from a checkpoint: the process exists only now
-			s.identify(t, int(resp.Pid), true)
+		if t.pid == 0 {
+			t = s.restored(t, int(resp.Pid))
 		}
 		s.watch(t)
 	}
 	end(int(resp.Pid))
 	return resp, nil
+}
+
+// restored replaces a task that is restored from a checkpoint, and whose process exists only now, by one that knows it: others may be
+// looking at the first one.
+func (s *service) restored(old *task, pid int) *task {
+	t := newTask(old.id, old.cfg)
+	t.bundle, t.reportDir = old.bundle, old.reportDir
+	t.fallBack(old.effective())
+	s.identify(t, pid, true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tasks[t.id] = t
+	return t
 }
 
 func (s *service) task(id string) *task {
@@ -286,16 +300,17 @@ func (s *service) watch(t *task) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w := s.watchers[t.namespace]; w != nil {
-		w.join(t)
-		return
-	}
 	if !t.ownsNS {
+		if w := s.watchers[t.namespace]; w != nil && s.lives(w.owner) {
+			w.join(t)
+			t.watcher = w
+			return
+		}
 		if mode == ModeInit {
 			return // its orphans do not come to PID 1
 		}
-		// PID 1 of this namespace belongs to a task of another shim, and what is done about it is decided there.
-		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim")
+		// What is done about PID 1 of this namespace is decided where it belongs.
+		t.fallBack(ModeObserve, "the PID namespace belongs to a task of another shim, or to one in mode off")
 		return
 	}
 	var r sweep.Reaper
@@ -303,18 +318,28 @@ func (s *service) watch(t *task) {
 		r = s.spans.reaper(s.tracer, t.id)
 	}
 	w, err := s.startWatcher(t, r)
+	if errors.Is(err, procfs.ErrVanished) {
+		return // it is over already
+	}
 	if err != nil {
 		log.L.WithField("id", t.id).WithError(err).Warn("cannot watch the task for zombies")
 		return
 	}
-	s.watchers[t.namespace] = w
+	// If there is one already, its namespace has ended: numbers of namespaces are used again at once.
+	s.watchers[t.namespace], t.watcher = w, w
+}
+
+// lives reports whether the init process of a task is still there.
+func (s *service) lives(t *task) bool {
+	st, err := s.proc.Stat(t.pid)
+	return err == nil && st.StartTime == t.startTime && !st.Zombie()
 }
 
 // watcherOf returns the watcher of the task's PID namespace, nil when there is none.
 func (s *service) watcherOf(t *task) *watcher {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.watchers[t.namespace]
+	return t.watcher
 }
 
 // Delete removes the container, or an exec.
@@ -394,9 +419,9 @@ func (s *service) forget(id string) {
 		s.mu.Unlock()
 		return
 	}
-	w := s.watchers[t.namespace]
+	w := t.watcher
 	owner := w != nil && w.owner == t
-	if owner {
+	if owner && s.watchers[t.namespace] == w {
 		delete(s.watchers, t.namespace)
 	}
 	s.mu.Unlock()
@@ -415,7 +440,7 @@ func (s *service) forget(id string) {
 	case w != nil:
 		w.leave(t)
 	case t.forks != nil:
-		t.forks.close() // created and never started
+		t.forks.close() // created, and never started or watched
 	}
 	s.children.remove(t)
 	s.publishStats(t, t.message(stats, forks, true))
@@ -452,17 +477,23 @@ func (s *service) kickAll() {
 	}
 }
 
-// close ends everything of ours when the shim shuts down.
-func (s *service) close() {
+func (s *service) closeWatchers() {
 	s.mu.Lock()
-	watchers := make([]*watcher, 0, len(s.watchers))
-	for _, w := range s.watchers {
-		watchers = append(watchers, w)
+	var watchers []*watcher
+	for _, t := range s.tasks {
+		if t.watcher != nil && t.watcher.owner == t {
+			watchers = append(watchers, t.watcher)
+		}
 	}
 	s.mu.Unlock()
 	for _, w := range watchers {
 		w.end()
 	}
+}
+
+// close ends everything of ours when the shim shuts down.
+func (s *service) close() {
+	s.closeWatchers()
 	if s.tracer != nil {
 		if err := s.tracer.Close(); err != nil {
 			log.L.WithError(err).Debug("close the tracer")

@@ -1,10 +1,183 @@
 package shim
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"os/exec"
 	goruntime "runtime"
+	"strings"
 	"testing"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/log"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/shim/api"
 )
+
+// newTestService is a service without containerd, and without a tracer.
+func newTestService() *service {
+	s := &service{
+		proc: procfs.New(os.DirFS("/proc")), tasks: make(map[string]*task), watchers: make(map[uint64]*watcher), processors: goruntime.GOMAXPROCS(0),
+	}
+	s.children = newChildren(s)
+	return s
+}
+
+// taskOf returns a task of which a new process is PID 1, in a namespace with a number that is made up, and what ends the process.
+func taskOf(t *testing.T, s *service, id string, namespace uint64) (*task, func()) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end := func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	t.Cleanup(end)
+	made := newTask(id, Config{Mode: ModeObserve})
+	var err error
+	if made.process, err = identify(s.proc, procfs.HostPID(cmd.Process.Pid), false); err != nil {
+		t.Fatal(err)
+	}
+	made.namespace, made.ownsNS = namespace, true
+	made.forks = openForks(id, made.pid, made.startTime, ForkLogOff, false, time.Now())
+	s.tasks[id] = made
+	return made, end
+}
+
+// TestNamespaceNumberUsedAgain: the kernel gives the number of a namespace to the next one that is made (proc_alloc_inum takes the lowest
+// that is free). A container is watched as well that begins when another one of the same shim has ended and is not deleted yet.
+func TestNamespaceNumberUsedAgain(t *testing.T) {
+	s := newTestService()
+	t.Cleanup(s.closeWatchers)
+	first, end := taskOf(t, s, "first", 7)
+	s.watch(first)
+	end()
+	second, _ := taskOf(t, s, "second", 7)
+	s.watch(second)
+	w := s.watcherOf(second)
+	if w == nil || w.owner != second {
+		t.Fatalf("the second container has the watcher %+v, want one of its own", w)
+	}
+	member := newTask("member", Config{Mode: ModeObserve})
+	member.process = process{pid: second.pid, namespace: 7}
+	s.tasks["member"] = member
+	if s.watch(member); s.watcherOf(member) != w {
+		t.Error("a container in the namespace of the second is not watched with it")
+	}
+	// Nobody asks whether one in mode off is paused: deleted like that, it would have kept the namespace from being looked at for ever.
+	off := newTask("off", Config{Mode: ModeOff})
+	off.process = member.process
+	if s.watch(off); s.watcherOf(off) != nil {
+		t.Error("a container in mode off is watched")
+	}
+
+	s.forget("first")
+	if s.watcherOf(second) != w || s.watchers[7] != w {
+		t.Error("the second container is not watched any more when the first is deleted")
+	}
+	select {
+	case <-w.done:
+		t.Error("the watcher of the second container has ended when the first was deleted")
+	default:
+	}
+	s.forget("second")
+	select {
+	case <-w.done:
+	default:
+		t.Error("the watcher goes on when its container is deleted")
+	}
+	if s.watchers[7] != nil {
+		t.Error("a watcher that has ended is kept")
+	}
+
+	// And who joins a namespace with the number of one that has ended is in another shim's.
+	third, end := taskOf(t, s, "third", 8)
+	s.watch(third)
+	end()
+	stranger := newTask("stranger", Config{Mode: ModeObserve})
+	stranger.process = process{pid: second.pid, namespace: 8}
+	if s.watch(stranger); s.watcherOf(stranger) != nil {
+		t.Error("a container has joined the watcher of a dead namespace")
+	}
+}
+
+// TestEndedBeforeItIsWatched: a container can be over when its start returns. That is nothing to warn of.
+func TestEndedBeforeItIsWatched(t *testing.T) {
+	s := newTestService()
+	made, end := taskOf(t, s, "short", 7)
+	end()
+	var text strings.Builder
+	log.L.Logger.SetOutput(&text)
+	t.Cleanup(func() { log.L.Logger.SetOutput(os.Stderr) })
+	if s.watch(made); text.Len() > 0 || s.watcherOf(made) != nil {
+		t.Errorf("watcher %v, and the log says %q", s.watcherOf(made), text.String())
+	}
+}
+
+// fakeStart is a task service that has started a process.
+type fakeStart struct {
+	taskapi.TTRPCTaskService
+	pid  uint32
+	when <-chan struct{}
+}
+
+func (s fakeStart) Start(context.Context, *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	<-s.when
+	return &taskapi.StartResponse{Pid: s.pid}, nil
+}
+
+// TestRestoredTask: the process of a container that is restored from a checkpoint is known only when it starts, and by then others can ask
+// for the task.
+func TestRestoredTask(t *testing.T) {
+	s := newTestService()
+	t.Cleanup(s.closeWatchers)
+	other, _ := taskOf(t, s, "other", 7)
+	asking := make(chan struct{})
+	s.TTRPCTaskService = fakeStart{pid: uint32(other.pid), when: asking}
+	restored := newTask("restored", Config{Mode: ModeObserve})
+	restored.bundle, restored.reportDir = "/bundle", "/reports"
+	restored.fallBack(ModeObserve, "no reason")
+	s.tasks["restored"] = restored
+	var err error
+	if s.hostNS, err = s.proc.PIDNamespace(other.pid); err != nil {
+		t.Fatal(err)
+	}
+
+	done := make(chan struct{})
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		for n := 0; ; n++ {
+			if n == 1 {
+				close(asking)
+			}
+			if _, err := (reaperService{s}).Stats(t.Context(), &api.StatsRequest{ContainerId: "restored"}); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	_, err = s.Start(t.Context(), &taskapi.StartRequest{ID: "restored"})
+	close(done)
+	<-asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := s.task("restored")
+	mode, reason := got.effective()
+	if got.pid != other.pid || mode != ModeObserve || reason != "no reason" || got.bundle != "/bundle" || got.reportDir != "/reports" {
+		t.Errorf("the task is %+v", got)
+	}
+}
 
 func TestFit(t *testing.T) {
 	before := goruntime.GOMAXPROCS(0)

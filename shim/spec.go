@@ -17,6 +17,9 @@ type spec struct {
 	Linux       struct {
 		CgroupsPath string `json:"cgroupsPath"`
 	} `json:"linux"`
+
+	file string
+	data []byte // the file as it was read
 }
 
 func readSpec(bundle string) (*spec, error) {
@@ -29,6 +32,7 @@ func readSpec(bundle string) (*spec, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", name, err)
 	}
+	s.file, s.data = name, data
 	return &s, nil
 }
 

@@ -33,6 +33,8 @@ type task struct {
 	limiter      *rate.Limiter
 	dropped      atomic.Uint64 // orphan events left out
 	reapedByShim atomic.Uint64
+	// watcher sweeps the PID namespace of the task; nil before Start, and where nobody does. Guarded by service.mu.
+	watcher *watcher
 	// In mode init: where reaper-init reports, a directory of the bundle, and what it reports; set with process.
 	reportDir string
 	reports   *reports

@@ -223,7 +223,7 @@ func measure(ctx context.Context, o options, chosen []part, r *result) (err erro
 		if err != nil {
 			return err
 		}
-		w := where{Machine: machine, Containerd: version.Version, Runc: runcVersion()}
+		w := where{Machine: machine, Containerd: benchreport.Version(version.Version), Runc: runcVersion()}
 		began := time.Now()
 		if err := p.measure(ctx, d, o, w, r); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)

@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/reaper-shim/reaper/internal/benchreport"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 // State is how a test ended.
@@ -181,7 +181,7 @@ func (r Report) Print(w io.Writer) {
 // Markdown returns the report for a page.
 func (r Report) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, Linux %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), kernel(), strings.Join(r.Versions, ", "))
+	fmt.Fprintf(&b, "%s, Linux %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), uname.Get().Release, strings.Join(r.Versions, ", "))
 	b.WriteString("| runtime | passed | failed | skipped | took |\n|---|--:|--:|--:|--:|\n")
 	for _, run := range []Run{r.First, r.Then} {
 		fmt.Fprintf(&b, "| `%s` | %d | %d | %d | %v |\n", run.Runtime, run.Count(Passed), run.Count(Failed), run.Count(Skipped),
@@ -252,21 +252,6 @@ func OneLine(text string) string {
 	return text
 }
 
-// WritePage replaces what the page has between <!-- mark --> and <!-- /mark -->.
-func (r Report) WritePage(file, mark string) error {
-	begin, end := "<!-- "+mark+" -->", "<!-- /"+mark+" -->"
-	old, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(old), begin)
-	_, tail, closed := strings.Cut(rest, end)
-	if !ok || !closed {
-		return fmt.Errorf("%s has no %s and %s", file, begin, end)
-	}
-	return os.WriteFile(file, []byte(head+begin+"\n\n"+r.Markdown()+"\n"+end+tail), 0o644)
-}
-
 // ToolVersion returns a program of bin/tools and its version as the program tells it.
 func ToolVersion(root, tool string) string {
 	out, err := exec.Command(filepath.Join(root, "bin/tools", tool), "--version").Output()
@@ -275,14 +260,5 @@ func ToolVersion(root, tool string) string {
 	if err != nil || len(fields) < 3 {
 		return tool + " of unknown version"
 	}
-	version, _, _ := strings.Cut(strings.TrimPrefix(fields[2], "v"), "+") // without what a build outside of git calls unknown
-	return tool + " " + version
-}
-
-func kernel() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "of unknown version"
-	}
-	return unix.ByteSliceToString(u.Release[:])
+	return tool + " " + benchreport.Version(fields[2])
 }

@@ -3,8 +3,6 @@ package compare
 import (
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -110,32 +108,13 @@ func TestCompareFails(t *testing.T) {
 	}
 }
 
-func TestWritePage(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(file, []byte("head\n<!-- m -->\nold\n<!-- /m -->\ntail\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+func TestMarkdown(t *testing.T) {
 	report := Report{First: runOf("a", map[string]State{"x": Passed}), Then: runOf("b", map[string]State{"x": Passed})}
 	report.Then.Results["x`; <b>"] = Result{State: Failed, Detail: "one\ntwo\x1b[31m"}
-	for range 2 { // the second time over what the first has written
-		if err := report.WritePage(file, "m"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(data)
-	if !strings.HasPrefix(text, "head\n<!-- m -->\n") || !strings.HasSuffix(text, "<!-- /m -->\ntail\n") || strings.Contains(text, "old") {
-		t.Errorf("page is\n%s", text)
-	}
+	text := report.Markdown()
 	for _, want := range []string{"| `a` | 1 | 0 | 0 |", "| `b` | 1 | 1 | 0 |", "- `x'; <b>`: absent under `a`; failed under `b` (`one two [31m`)"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
-	}
-	if err := report.WritePage(file, "other"); err == nil {
-		t.Error("no error for a page without the marks")
 	}
 }

@@ -21,12 +21,13 @@ import (
 
 	"github.com/reaper-shim/reaper/integration/compare"
 	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
 const (
 	page   = "docs/containerd-tests.md"
-	mark   = "containerd-tests"
+	target = "test-containerd"
 	module = "github.com/containerd/containerd/v2"
 	// cgroup is where the tests' containers are: it is named after their namespace.
 	cgroup = "/testing"
@@ -84,7 +85,7 @@ func run(ctx context.Context) error {
 	report.Print(os.Stdout)
 	if *focus == "" {
 		report.Versions = []string{compare.ToolVersion(root, "containerd"), compare.ToolVersion(root, "runc"), criu}
-		if err := report.WritePage(filepath.Join(root, page), mark); err != nil {
+		if err := benchreport.RenewFile(filepath.Join(root, page), target, report.Markdown()); err != nil {
 			return err
 		}
 	}
@@ -123,13 +124,15 @@ type suite struct {
 	runs                       int
 }
 
-// private hides from the tests, which start a containerd with fixed directories, those of the machine. $1 is a scratch
-// directory, and what follows it the command.
+// private hides from the tests, which start a containerd with fixed directories, those of the machine. $0 is the mark of a
+// scratch directory, $1 the directory, and what follows it the command.
 const private = `set -e
 d=$1; shift
 for m in lib opt; do mkdir -p "$d/$m"; done
 mount --bind "$d/lib" /var/lib
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -m 711 /run/containerd
+: > "$0"
 mount --bind "$d/opt" /opt
 mount --bind "$d/hosts" /etc/hosts
 exec "$@"`
@@ -144,11 +147,7 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 		return compare.Run{}, err
 	}
 	s.runs++
-	var namespace io.Closer
 	defer func() {
-		if namespace != nil {
-			defer namespace.Close()
-		}
 		var leaks *harness.LeakError
 		if cerr := harness.Clear(dir, cgroup); errors.As(cerr, &leaks) {
 			fmt.Printf("%s: %v\n", runtime, leaks)
@@ -170,7 +169,7 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	}
 
 	args := []string{
-		"-c", private, "sh", dir, s.binary, "-test.root", "-test.v=test2json", "-test.parallel=2", "-test.timeout", timeout.String(),
+		"-c", private, harness.MountMark(dir), dir, s.binary, "-test.root", "-test.v=test2json", "-test.parallel=2", "-test.timeout", timeout.String(),
 	}
 	if s.noCRIU {
 		args = append(args, "-no-criu")
@@ -200,9 +199,6 @@ func (s *suite) run(ctx context.Context, runtime string, only []string) (_ compa
 	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
-		return compare.Run{}, err
-	}
-	if namespace, err = harness.AdoptMounts(dir, cmd.Process.Pid); err != nil {
 		return compare.Run{}, err
 	}
 	results, perr := parse(stdout, log)

@@ -20,12 +20,13 @@ import (
 
 	"github.com/reaper-shim/reaper/integration/compare"
 	"github.com/reaper-shim/reaper/integration/harness"
+	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
 const (
-	page = "docs/cri-conformance.md"
-	mark = "critest"
+	page   = "docs/cri-conformance.md"
+	target = "critest"
 )
 
 // handlers are the runtime handlers of the harness' configuration.
@@ -84,7 +85,7 @@ func run(ctx context.Context) error {
 		report.Versions = []string{
 			compare.ToolVersion(root, "containerd"), compare.ToolVersion(root, "runc"), "critest " + s.version, fmt.Sprintf("seed %d", *seed),
 		}
-		if err := report.WritePage(filepath.Join(root, page), mark); err != nil {
+		if err := benchreport.RenewFile(filepath.Join(root, page), target, report.Markdown()); err != nil {
 			return err
 		}
 	}

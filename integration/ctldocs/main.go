@@ -19,6 +19,7 @@ import (
 	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/reaperctl"
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 const (
@@ -75,10 +76,10 @@ func write(ctx context.Context) (err error) {
 		return err
 	}
 	shown := strings.NewReplacer(d.Dir+"/c.sock", "/run/containerd/containerd.sock", d.Dir+"/state", "/run/containerd", d.Dir+"/config.toml", "/etc/containerd/config.toml",
-		filepath.Dir(bin), "/usr/local/bin")
+		filepath.Dir(bin), "/usr/local/bin", "+unknown ", " ")
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, Linux %s, %s, on a machine that others used as well. A containerd of its own; its directories are shown as those of an installed one.\n",
-		time.Now().UTC().Format(time.DateOnly), benchreport.FirstLine("uname", "-r"), version(d))
+		time.Now().UTC().Format(time.DateOnly), uname.Get().Release, version(d))
 	for _, r := range runs {
 		var leak chan error
 		if r.args[0] == "leaks" {
@@ -162,5 +163,5 @@ func version(d *harness.Daemon) string {
 	if err != nil {
 		return "containerd"
 	}
-	return "containerd " + v.Version
+	return "containerd " + benchreport.Version(v.Version)
 }

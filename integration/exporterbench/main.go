@@ -22,6 +22,7 @@ import (
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -103,7 +104,7 @@ every one of which asks containerd and each shim.
 | containers | scrape, median | 90%% | longest | CPU time of the exporter per scrape | samples | size |
 |---|---|---|---|---|---|---|
 | %d | %.0f ms | %.0f ms | %.0f ms | %.0f ms | %d | %d kB |
-`, time.Now().UTC().Format(time.DateOnly), benchreport.FirstLine("uname", "-r"), runtime.NumCPU(), load, version(ctx, d), length, most, scrapes,
+`, time.Now().UTC().Format(time.DateOnly), uname.Get().Release, runtime.NumCPU(), load, version(ctx, d), length, most, scrapes,
 		started, benchreport.Quantile(took, 0.5), benchreport.Quantile(took, 0.9), benchreport.Quantile(took, 1),
 		float64((after-before).Milliseconds())/scrapes, samples, size/1000)
 	fmt.Print(text)
@@ -250,5 +251,5 @@ func version(ctx context.Context, d *harness.Daemon) string {
 	if err != nil {
 		return "of unknown version"
 	}
-	return v.Version
+	return benchreport.Version(v.Version)
 }

@@ -41,8 +41,6 @@ const (
 	dirPrefix = "rpr-"
 	ownerFile = "owner" // pid and start time of the process that started the daemon
 
-	mountNSFile = "mntns" // the daemon's mount namespace, as /proc/<pid>/ns/mnt names it
-
 	startTimeout = 60 * time.Second
 	stopTimeout  = 20 * time.Second
 )
@@ -335,11 +333,11 @@ func (d *Daemon) startProcess() error {
 	args := []string{d.containerd(), "--config", filepath.Join(d.Dir, "config.toml")}
 	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if d.mountNS == nil {
-		script := `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && exec "$@"`
+		script := `mount -t tmpfs -o mode=0711 tmpfs /run/containerd && : > "$0" && exec "$@"`
 		if os.Getenv(OCIRuntimeEnv) != "" {
 			script = hideUnified + script
 		}
-		args = append([]string{"/bin/sh", "-c", script, "sh"}, args...)
+		args = append([]string{"/bin/sh", "-c", script, MountMark(d.Dir)}, args...)
 		attr.Unshareflags = syscall.CLONE_NEWNS // os/exec makes all mounts private with it
 	} else {
 		args = append([]string{"nsenter", "--mount=/proc/self/fd/3", "--"}, args...)
@@ -378,11 +376,7 @@ func (d *Daemon) startProcess() error {
 		return err
 	}
 	d.mountNS = ns
-	namespace, err := mountNS(d.pid)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(d.Dir, mountNSFile), []byte(namespace), 0o600)
+	return nil
 }
 
 func (d *Daemon) waitServing(ctx context.Context) error {
@@ -562,7 +556,6 @@ func (d *Daemon) Close() error {
 			<-d.exited
 		}
 	}
-	// While the namespace is open, its number is nobody else's, by which clearDir finds processes.
 	clearDir(d.Dir)
 	if d.mountNS != nil {
 		errs = append(errs, d.mountNS.Close())

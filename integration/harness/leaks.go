@@ -86,11 +86,13 @@ func (d *Daemon) Mounts() []string {
 	return points
 }
 
-// marked lists the processes that have EnvMark=dir in their environment, are in the mount namespace that was made for dir
-// (a tracer is started without an environment) or are in a cgroup named after dir. Zombies are left out: they belong to a
-// living parent.
+// MountMark is the file that marks a mount namespace as one that was made for dir. /run/containerd, or what is above it, has to be a
+// mount that no other namespace has.
+func MountMark(dir string) string { return "/run/containerd/." + filepath.Base(dir) }
+
+// marked lists the processes that have EnvMark=dir in their environment, that see the mark of dir (a tracer is started without an
+// environment) or are in a cgroup named after dir. Zombies are left out: they belong to a living parent.
 func marked(dir string) []int {
-	namespace, _ := os.ReadFile(filepath.Join(dir, mountNSFile))
 	env := []byte(EnvMark + "=" + dir)
 	cgroup := []byte(":/" + filepath.Base(dir) + "/")
 	self := os.Getpid()
@@ -99,7 +101,7 @@ func marked(dir string) []int {
 		if pid == self || isZombie(pid) {
 			continue
 		}
-		if ns, err := mountNS(pid); err == nil && ns == string(namespace) {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root%s", pid, MountMark(dir))); err == nil {
 			pids = append(pids, pid)
 			continue
 		}
@@ -252,8 +254,6 @@ func allPIDs() []int {
 	}
 	return pids
 }
-
-func mountNS(pid int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)) }
 
 func isZombie(pid int) bool {
 	s, err := procStat(pid)

@@ -1,9 +1,7 @@
 package harness
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,23 +22,6 @@ func Scratch() (dir, env string, err error) {
 		return "", "", fmt.Errorf("make scratch directory: %w", err)
 	}
 	return dir, EnvMark + "=" + dir, nil
-}
-
-// AdoptMounts says that processes in the mount namespace of pid belong to the directory. The caller must close what it returns, after
-// Clear: until then the namespace's number cannot become that of somebody else's.
-func AdoptMounts(dir string, pid int) (io.Closer, error) {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return nil, err
-	}
-	namespace, err := mountNS(pid)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, mountNSFile), []byte(namespace), 0o600)
-	}
-	if err != nil {
-		return nil, errors.Join(err, ns.Close())
-	}
-	return ns, nil
 }
 
 // MakeCgroups makes the cgroup with this path in each hierarchy, and returns the files that take processes into it.

@@ -422,7 +422,7 @@ func (c *controlPlane) versions(ctx context.Context, root string) ([]string, err
 	named["etcd"] = strings.TrimPrefix(first, "etcd Version: ")
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(named)) {
-		list = append(list, name+" "+strings.TrimPrefix(named[name], "containerd://"))
+		list = append(list, name+" "+strings.TrimSuffix(strings.TrimPrefix(named[name], "containerd://"), "+unknown"))
 	}
 	return append(list, compare.ToolVersion(root, "runc")), nil
 }

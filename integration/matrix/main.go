@@ -16,15 +16,14 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/reaper-shim/reaper/internal/benchreport"
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 const (
-	page  = "docs/containerd.md"
-	begin = "<!-- matrix -->"
-	end   = "<!-- /matrix -->"
+	page   = "docs/containerd.md"
+	target = "test-matrix"
 )
 
 // result is what one version made of the tests.
@@ -74,7 +73,7 @@ func matrix(run, timeout string, daemons []string) error {
 		}
 		fmt.Printf("%s: %d passed, %d failed, %d skipped in %v\n", r.version, r.passed, r.failed, r.skipped, r.took.Round(time.Second))
 		// After each, so that a run that is broken off has not been for nothing.
-		if err := write(filepath.Join(root, page), results); err != nil {
+		if err := benchreport.RenewFile(filepath.Join(root, page), target, table(results)); err != nil {
 			return err
 		}
 	}
@@ -85,7 +84,7 @@ func test(root, run, timeout, daemon string) result {
 	r := result{version: daemon}
 	out, err := exec.Command(filepath.Join(root, "bin/tools", daemon), "--version").Output()
 	if fields := strings.Fields(string(out)); err == nil && len(fields) >= 3 {
-		r.version = strings.TrimPrefix(fields[2], "v")
+		r.version = benchreport.Version(fields[2])
 	} else {
 		r.err = fmt.Errorf("--version: %w, %q", err, out)
 		return r
@@ -142,23 +141,10 @@ func (r *result) count(events io.Reader) []byte {
 	return output.Bytes()
 }
 
-// write replaces the table in the page.
-func write(name string, results []result) error {
-	old, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	head, rest, ok1 := strings.Cut(string(old), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no %s and %s", name, begin, end)
-	}
+// table returns the results for the page.
+func table(results []result) string {
 	var b strings.Builder
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return err
-	}
-	fmt.Fprintf(&b, "\n%s, Linux %s:\n\n", time.Now().Format(time.DateOnly), unix.ByteSliceToString(u.Release[:]))
+	fmt.Fprintf(&b, "%s, Linux %s:\n\n", time.Now().UTC().Format(time.DateOnly), uname.Get().Release)
 	b.WriteString("| containerd | passed | failed | skipped | took |\n|---|--:|--:|--:|--:|\n")
 	for _, r := range results {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v |\n", r.version, r.passed, r.failed, r.skipped, r.took.Round(time.Second))
@@ -169,6 +155,5 @@ func write(name string, results []result) error {
 			fmt.Fprintf(&b, "\nFailed with %s: %s.\n", r.version, strings.Join(r.failures, ", "))
 		}
 	}
-	b.WriteByte('\n')
-	return os.WriteFile(name, []byte(head+begin+b.String()+end+tail), 0o644)
+	return b.String()
 }

@@ -15,9 +15,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/reaper-shim/reaper/internal/benchreport"
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 func measure(rounds, starts, orphans int, bin string) (*result, error) {
@@ -34,14 +33,9 @@ func measure(rounds, starts, orphans int, bin string) (*result, error) {
 		return nil, fmt.Errorf("compile the victim: %w\n%s", err, out)
 	}
 	r := &result{
-		Date: time.Now().UTC().Format(time.DateOnly), Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Commit: output("git", "rev-parse", "--short", "HEAD"),
+		Date: time.Now().UTC().Format(time.DateOnly), Kernel: uname.Get().Release, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Commit: output("git", "rev-parse", "--short", "HEAD"),
 		Load: load(), Rounds: rounds, Starts: starts, Orphans: orphans,
 	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return nil, err
-	}
-	r.Kernel = unix.ByteSliceToString(uts.Release[:])
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return nil, err

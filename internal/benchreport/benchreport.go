@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/reaper-shim/reaper/internal/uname"
 )
 
 // Machine is where and when something was measured.
@@ -28,16 +30,12 @@ type Machine struct {
 
 // ThisMachine describes the machine; set LoadEnd to Load() at the end.
 func ThisMachine() (Machine, error) {
-	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return Machine{}, err
-	}
 	cpus, err := possible()
 	if err != nil {
 		return Machine{}, err
 	}
 	return Machine{
-		Date: time.Now().UTC().Format(time.DateOnly), Kernel: strings.TrimSpace(string(release)), Arch: runtime.GOARCH, CPUs: cpus,
+		Date: time.Now().UTC().Format(time.DateOnly), Kernel: uname.Get().Release, Arch: runtime.GOARCH, CPUs: cpus,
 		CPUModel: lineOf("/proc/cpuinfo", "model name"), Go: runtime.Version(), CC: FirstLine("gcc", "--version"),
 		Commit: FirstLine("git", "rev-parse", "--short", "HEAD"), Load: Load(),
 	}, nil
@@ -81,6 +79,9 @@ func FirstLine(name string, args ...string) string {
 	line, _, _ := strings.Cut(string(out), "\n")
 	return line
 }
+
+// Version returns a version without the "v" in front and the "+unknown" behind it, which a build outside of git has.
+func Version(v string) string { return strings.TrimSuffix(strings.TrimPrefix(v, "v"), "+unknown") }
 
 // Load returns the three load averages.
 func Load() string {

@@ -21,6 +21,14 @@ func TestRenewKeepsTheText(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	for in, want := range map[string]string{"v2.4.2+unknown": "2.4.2", "1.6.20~ds1": "1.6.20~ds1", "v1.7.35": "1.7.35", "2.4.2+k3s1": "2.4.2+k3s1"} {
+		if got := Version(in); got != want {
+			t.Errorf("Version(%q) is %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestQuantile(t *testing.T) {
 	for _, c := range []struct {
 		values  []float64

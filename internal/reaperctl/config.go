@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/node"
 )
@@ -140,14 +139,6 @@ func allows(patterns []string) bool {
 func version(s string) (major, minor int, known bool) {
 	n, _ := fmt.Sscanf(s, "%d.%d", &major, &minor)
 	return major, minor, n == 2
-}
-
-func uname() utsname {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return utsname{}
-	}
-	return utsname{release: unix.ByteSliceToString(u.Release[:]), machine: unix.ByteSliceToString(u.Machine[:])}
 }
 
 // programVersion asks a shim for its version, "" where it does not say: a line "  Version:  …" (containerd, pkg/shim).

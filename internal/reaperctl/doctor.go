@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/reaper-shim/reaper/internal/node"
+	"github.com/reaper-shim/reaper/internal/uname"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -76,7 +77,7 @@ names a limit that may be meant so.`,
 }
 
 func (a *app) diagnose(ctx context.Context) Diagnosis {
-	h := host{proc: os.DirFS("/proc"), cgroup: os.DirFS("/sys/fs/cgroup"), uid: os.Geteuid(), uname: uname()}
+	h := host{proc: os.DirFS("/proc"), cgroup: os.DirFS("/sys/fs/cgroup"), uid: os.Geteuid(), kernelInfo: uname.Get()}
 	checks := []Check{h.user(), h.kernel(), h.architecture(), h.children()}
 	n, err := a.open(ctx)
 	if err != nil {
@@ -280,10 +281,8 @@ func (d Diagnosis) table(bool) *table {
 type host struct {
 	proc, cgroup fs.FS
 	uid          int
-	uname        utsname
+	kernelInfo   uname.Info
 }
-
-type utsname struct{ release, machine string }
 
 func (h host) read(name string) (string, error) {
 	data, err := fs.ReadFile(h.proc, name)
@@ -300,8 +299,8 @@ func (h host) user() Check {
 }
 
 func (h host) kernel() Check {
-	c := ok("kernel", "Linux %s", h.uname.release)
-	major, minor, known := version(h.uname.release)
+	c := ok("kernel", "Linux %s", h.kernelInfo.Release)
+	major, minor, known := version(h.kernelInfo.Release)
 	switch {
 	case !known:
 		return c.but(statusUnknown, "Linux 5.3 or newer is needed")
@@ -314,8 +313,8 @@ func (h host) kernel() Check {
 }
 
 func (h host) architecture() Check {
-	c := ok("architecture", "%s", h.uname.machine)
-	switch h.uname.machine {
+	c := ok("architecture", "%s", h.kernelInfo.Machine)
+	switch h.kernelInfo.Machine {
 	case "x86_64":
 		return c
 	case "aarch64":
@@ -356,7 +355,7 @@ func (h host) forkLog(pid string) Check {
 	_, perfErr := fs.Stat(h.proc, "sys/kernel/perf_event_paranoid")
 	connectors, _ := h.read("net/connector")
 	connector := strings.Contains(connectors, "cn_proc")
-	major, _, known := version(h.uname.release)
+	major, _, known := version(h.kernelInfo.Release)
 	caps, capsKnown := h.effective(pid)
 	perf := perfErr == nil && known && major >= 6 && (!capsKnown || caps&(capPerfmon|capSysAdmin) != 0)
 	connector = connector && (!capsKnown || caps&capNetAdmin != 0)

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/reaper-shim/reaper/internal/node"
+	"github.com/reaper-shim/reaper/internal/uname"
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
@@ -198,7 +199,7 @@ func TestHostChecks(t *testing.T) {
 			"9/status":                                     {Data: []byte("Name:\tcontainerd\nCapEff:\t000001ffffffffff\n")},
 		}
 	}
-	h := host{proc: good(), cgroup: fstest.MapFS{"cgroup.controllers": {Data: []byte("cpu pids\n")}}, uname: utsname{release: "6.12.1", machine: "x86_64"}}
+	h := host{proc: good(), cgroup: fstest.MapFS{"cgroup.controllers": {Data: []byte("cpu pids\n")}}, kernelInfo: uname.Info{Release: "6.12.1", Machine: "x86_64"}}
 	for _, c := range []Check{h.user(), h.kernel(), h.architecture(), h.children(), h.ptrace(), h.forkLog("9"), h.capabilities("9"), h.cgroups()} {
 		if c.Status != statusOK || c.Remedy != "" {
 			t.Errorf("all there: %+v", c)
@@ -212,11 +213,11 @@ func TestHostChecks(t *testing.T) {
 		found  string
 	}{
 		{"user", func(h *host, _ fstest.MapFS) { h.uid = 1000 }, host.user, statusFail, "1000"},
-		{"old kernel", func(h *host, _ fstest.MapFS) { h.uname.release = "5.2.0" }, host.kernel, statusFail, "5.2.0"},
-		{"kernel without lost records", func(h *host, _ fstest.MapFS) { h.uname.release = "5.15.0-9" }, host.kernel, statusNote, "5.15"},
-		{"kernel without version", func(h *host, _ fstest.MapFS) { h.uname.release = "x" }, host.kernel, statusUnknown, "x"},
-		{"architecture", func(h *host, _ fstest.MapFS) { h.uname.machine = "riscv64" }, host.architecture, statusFail, "riscv64"},
-		{"arm64", func(h *host, _ fstest.MapFS) { h.uname.machine = "aarch64" }, host.architecture, statusNote, "aarch64"},
+		{"old kernel", func(h *host, _ fstest.MapFS) { h.kernelInfo.Release = "5.2.0" }, host.kernel, statusFail, "5.2.0"},
+		{"kernel without lost records", func(h *host, _ fstest.MapFS) { h.kernelInfo.Release = "5.15.0-9" }, host.kernel, statusNote, "5.15"},
+		{"kernel without version", func(h *host, _ fstest.MapFS) { h.kernelInfo.Release = "x" }, host.kernel, statusUnknown, "x"},
+		{"architecture", func(h *host, _ fstest.MapFS) { h.kernelInfo.Machine = "riscv64" }, host.architecture, statusFail, "riscv64"},
+		{"arm64", func(h *host, _ fstest.MapFS) { h.kernelInfo.Machine = "aarch64" }, host.architecture, statusNote, "aarch64"},
 		{"no children", func(_ *host, p fstest.MapFS) { delete(p, fmt.Sprintf("%d/task/%d/children", self, self)) }, host.children, statusNote, "CONFIG_PROC_CHILDREN"},
 		{"Yama", func(_ *host, p fstest.MapFS) { p["sys/kernel/yama/ptrace_scope"].Data = []byte("3\n") }, host.ptrace, statusFail, "= 3"},
 		{"no Yama", func(_ *host, p fstest.MapFS) { delete(p, "sys/kernel/yama/ptrace_scope") }, host.ptrace, statusOK, "no Yama"},

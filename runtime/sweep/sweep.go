@@ -671,6 +671,9 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 		for _, z := range batch {
 			z.tried = true
 		}
+		if ctx.Err() != nil {
+			return nil, nil, false // nobody has refused anything
+		}
 		s.refuse(tracer.ReasonInternal, err.Error(), retryFirst, retryMax)
 		return nil, nil, false
 	}

@@ -453,6 +453,35 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 	}
 }
 
+// cancelled is a Reaper whose caller ends while it is at work.
+type cancelled struct{ cancel context.CancelFunc }
+
+func (c cancelled) Reap(ctx context.Context, req tracer.Request) (tracer.Report, error) {
+	c.cancel()
+	return tracer.Report{}, fmt.Errorf("reap in pid %d: %w", req.PID, ctx.Err())
+}
+
+// A task that ends in the middle of an attach was refused nothing.
+func TestCancelIsNoRefusal(t *testing.T) {
+	p := startVictim(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	s, c := p.sweeper(cancelled{cancel}, time.Minute)
+	p.do("session", "(exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 })
+	c.now = c.now.Add(time.Hour)
+	var res sweep.Result
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) { // nobody is asked for in the tick of its birth
+		var err error
+		if res, err = s.Sweep(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return ctx.Err() != nil, fmt.Sprintf("%+v", s.Stats())
+	})
+	if st := s.Stats(); res.Declined.Reason != "" || len(st.Refusals) != 0 || st.Adopted != 1 {
+		t.Errorf("declined %+v, statistics %+v", res.Declined, st)
+	}
+}
+
 func TestInitGone(t *testing.T) {
 	p := startVictim(t)
 	s, _ := p.sweeper(nil, 0)

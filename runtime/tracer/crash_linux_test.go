@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/internal/uname"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -601,12 +602,8 @@ type crashReport struct {
 // itself.
 func TestCrash(t *testing.T) {
 	requireKernel(t)
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		t.Fatal(err)
-	}
 	rep := crashReport{
-		Date: time.Now().UTC().Format(time.DateOnly), Kernel: unix.ByteSliceToString(uts.Release[:]), Arch: runtime.GOARCH,
+		Date: time.Now().UTC().Format(time.DateOnly), Kernel: uname.Get().Release, Arch: runtime.GOARCH,
 		CPUs: runtime.NumCPU(), Go: runtime.Version(),
 	}
 	for i, call := range crashCalls {

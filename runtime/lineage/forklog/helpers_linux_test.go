@@ -2,16 +2,12 @@ package forklog_test
 
 import (
 	"fmt"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/lineage/forklog"
 )
-
-// lockToThread binds the goroutine to its thread for good: the thread's affinity is changed and must not be used by others.
-func lockToThread() { runtime.LockOSThread() }
 
 // waitTick waits for the clock of start times to move on: a gap reaches to the end of the running tick.
 func waitTick(t *testing.T) {

@@ -2,12 +2,15 @@ package forklog_test
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -41,8 +44,7 @@ func newSubject(t *testing.T, args ...string) *subject {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", `read go && exec "$@"`, "sh"}, args...)...)
 	cmd.Stderr = os.Stderr
-	// No parent-death signal: it is sent when the thread that forked ends, and one of the tests ends a thread. The subject
-	// ends with its standard input.
+	// No parent-death signal: it is sent when the thread that forked ends. The subject ends with its standard input.
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -154,32 +156,59 @@ func TestPerfIsExactFromBirth(t *testing.T) {
 	}
 }
 
-// A3 of the attacks on the design: the log must not depend on the CPUs that its owner may run on.
+// A3 of the attacks on the design: the log must not depend on the CPUs that its owner may run on, neither the thread nor the process
+// from its start (runtime.NumCPU). So the test runs itself again on one CPU, and the subject forks on another.
 func TestPerfOutsideOwnAffinity(t *testing.T) {
+	const env = "REAPER_TEST_FORKS_ON_CPU"
 	bin := compiled(t)
-	var all unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		t.Fatal(err)
-	}
-	if all.Count() < 2 {
-		testutil.Lacks(t, "one CPU only", "run on a machine with two or more")
-	}
-	s := newSubject(t, "/usr/bin/taskset", "-c", "1", bin, "mix", "10", "pause")
-	done := make(chan *forklog.Perf)
-	go func() { // on a thread of its own, which may run on CPU 0 only
-		var one unix.CPUSet
-		one.Set(0)
-		lockToThread()
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			t.Error(err)
+	cpus := affinity(t, 0)
+	other := os.Getenv(env)
+	if other == "" {
+		if len(cpus) < 2 {
+			testutil.Lacks(t, "one CPU only", "run on a machine with two or more")
 		}
-		done <- s.openPerf()
-	}()
-	log := <-done
+		cmd := exec.Command("taskset", "-c", strconv.Itoa(cpus[0]), os.Args[0], "-test.run=^TestPerfOutsideOwnAffinity$", "-test.v")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", env, cpus[1]))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("on CPU %d alone: %v\n%s", cpus[0], err, out)
+		}
+		if bytes.Contains(out, []byte("--- SKIP")) {
+			t.Skipf("on CPU %d alone:\n%s", cpus[0], out)
+		}
+		return
+	}
+	if len(cpus) != 1 || runtime.NumCPU() != 1 {
+		t.Fatalf("the test may run on CPUs %v, of which Go knows %d: want one", cpus, runtime.NumCPU())
+	}
+	s := newSubject(t, "taskset", "-c", other, bin, "mix", "10", "pause")
+	log := s.openPerf()
 	s.goOn()
 	children := s.children()
+	if got := fmt.Sprint(affinity(t, int(s.pid()))); got != "["+other+"]" {
+		t.Fatalf("the subject may run on CPUs %s: want %s alone", got, other)
+	}
+	if len(children) != 10*7 {
+		t.Errorf("%d children, want %d", len(children), 10*7)
+	}
 	log.Sync()
 	check(t, log, children, exact)
+}
+
+// affinity lists the CPUs that a process, with 0 the caller, may run on.
+func affinity(t *testing.T, pid int) []int {
+	t.Helper()
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(pid, &set); err != nil {
+		t.Fatal(err)
+	}
+	var cpus []int
+	for cpu := range len(set) * 64 {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus
 }
 
 // A1 and A2: a ring that overflows. Nobody drains while the log's own reader is kept from it, and more than a ring holds is
