@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -50,9 +51,13 @@ func newAlarm() (_ *alarm, err error) {
 		a.file.Close()
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}
+	begun := make(chan struct{})
+	waits := sync.OnceFunc(func() { close(begun) })
 	go func() {
 		defer close(a.done)
+		defer waits()
 		_ = conn.Read(func(uintptr) bool {
+			waits() // the first call is no news
 			// Neither this call nor that of set blocks: telling the scheduler of them would wake its other threads.
 			var expirations [8]byte
 			n, _, _ := unix.RawSyscall(unix.SYS_READ, uintptr(a.timer), uintptr(unsafe.Pointer(&expirations)), uintptr(len(expirations)))
@@ -65,6 +70,7 @@ func newAlarm() (_ *alarm, err error) {
 			return false // until close
 		})
 	}()
+	<-begun
 	return a, nil
 }
 
