@@ -53,9 +53,15 @@ func (q *quiet) on() bool { return q.wire != nil }
 // broken reports whether PID 1 has done something that ends the quiet.
 func (q *quiet) broken() bool { return q.wire != nil && q.wire.Tripped() }
 
+// lasts reports whether it is still quiet, as the next look need not find anything else: PID 1 has forked nobody, and onlyInit
+// (sweep.Sweeper.OnlyInit) sees nobody who was brought in.
+func (q *quiet) lasts(onlyInit func(onlyAdopted bool) bool) bool {
+	return q.wire != nil && onlyInit(true) && !q.wire.Tripped()
+}
+
 // looked is told what a look at PID 1 has found: no child, and nothing else to do. onlyInit looks further. It returns whether it is
 // quiet now.
-func (q *quiet) looked(nothing bool, onlyInit func() bool, now time.Time) bool {
+func (q *quiet) looked(nothing bool, onlyInit func(onlyAdopted bool) bool, now time.Time) bool {
 	if !nothing {
 		q.alone = time.Time{}
 		q.end(now)
@@ -67,7 +73,7 @@ func (q *quiet) looked(nothing bool, onlyInit func() bool, now time.Time) bool {
 	if q.wire == nil && (q.off || now.Sub(q.alone) < q.calm) {
 		return false
 	}
-	if q.wire == nil && !onlyInit() {
+	if q.wire == nil && !onlyInit(false) {
 		q.longer()
 		return false
 	}
@@ -76,7 +82,7 @@ func (q *quiet) looked(nothing bool, onlyInit func() bool, now time.Time) bool {
 	if q.wire == nil && !q.begin(now) {
 		return false
 	}
-	if onlyInit() && !q.wire.Tripped() {
+	if onlyInit(false) && !q.wire.Tripped() {
 		return true
 	}
 	q.end(now)

@@ -43,12 +43,15 @@ func forksWhenTold(t *testing.T) (pid procfs.HostPID, in io.Writer) {
 	return procfs.HostPID(cmd.Process.Pid), stdin
 }
 
-func alone(pid procfs.HostPID) func() bool {
-	return func() bool {
+func alone(pid procfs.HostPID) func(bool) bool {
+	return func(bool) bool {
 		children, err := hostProc.ThreadChildren(pid, pid)
 		return err == nil && len(children) == 0
 	}
 }
+
+// nobodyIs alone.
+func nobodyIs(bool) bool { return false }
 
 func testQuiet(t *testing.T, pid procfs.HostPID, policy ForkLog) *quiet {
 	t.Helper()
@@ -101,7 +104,7 @@ func TestQuietMissesNoFork(t *testing.T) {
 		go tell()
 		spin(began, max(0, lead))
 		only := alone(pid)
-		on := q.looked(only(), only, time.Now())
+		on := q.looked(only(true), only, time.Now())
 		needsTripwire(t, q)
 		if on {
 			quiets++
@@ -140,7 +143,7 @@ func TestQuietBeginsAndEnds(t *testing.T) {
 	if look(true, 0) || look(true, leastCalm-1) {
 		t.Error("it begins too early")
 	}
-	if !look(true, 1) || !look(true, quietLook) {
+	if !look(true, 1) || !look(true, quietLook) || !q.lasts(only) || q.lasts(nobodyIs) {
 		t.Error("it does not begin, or not go on")
 	}
 	if look(false, steadyAfter) || look(true, 0) || look(true, leastCalm-1) {
@@ -152,8 +155,8 @@ func TestQuietBeginsAndEnds(t *testing.T) {
 	if _, err := fmt.Fprintln(in); err != nil {
 		t.Fatal(err)
 	}
-	testutil.Eventually(t, 10*time.Second, func() (bool, string) { return q.broken() && !only(), "no fork" })
-	if look(true, 0) {
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) { return q.broken() && !only(true), "no fork" })
+	if q.lasts(func(bool) bool { return true }) || look(true, 0) {
 		t.Error("it goes on after a fork")
 	}
 	// It lasted for too short a time: the next has to be worth it.
@@ -162,7 +165,7 @@ func TestQuietBeginsAndEnds(t *testing.T) {
 	}
 	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
 		_, err := hostProc.Stat(pid)
-		return err != nil || only(), "the child is still there"
+		return err != nil || only(true), "the child is still there"
 	})
 	if look(true, 0) || look(true, 2*leastCalm-1) {
 		t.Error("it begins as early as before")
@@ -180,7 +183,7 @@ func TestQuietNeedsToBeOnly(t *testing.T) {
 	pid, _ := forksWhenTold(t)
 	q := testQuiet(t, pid, ForkLogAuto)
 	q.calm = 0
-	if q.looked(true, func() bool { return false }, time.Now()) {
+	if q.looked(true, nobodyIs, time.Now()) {
 		t.Error("it begins while somebody else is there")
 	}
 	q.calm = 0
@@ -188,7 +191,7 @@ func TestQuietNeedsToBeOnly(t *testing.T) {
 		needsTripwire(t, q)
 		t.Fatal("it does not begin")
 	}
-	if q.looked(true, func() bool { return false }, time.Now().Add(quietLook)) {
+	if q.looked(true, nobodyIs, time.Now().Add(quietLook)) {
 		t.Error("it goes on while somebody else is there")
 	}
 }

@@ -204,6 +204,13 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 		}
 		sweeper.SetCgroups(dirs)
 		sweeper.SetShared(shared)
+		if now == nil && !pending && w.owner.forks.conn == nil && quiet.lasts(sweeper.OnlyInit) {
+			next = time.Now().Add(timer.together(quietLook))
+			if quiet.broken() { // it may have rung before the alarm was set
+				w.kick()
+			}
+			continue
+		}
 		spanCtx, span := w.s.spans.sweep(ctx, w.owner.id, now, w.stats.Refusals) // written by this goroutine alone
 		res, err := now.sweep(spanCtx, sweeper)
 		stats := sweeper.Stats()
@@ -259,7 +266,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 		}
 		notBefore = at.Add(kickShare * res.Looking)
 		next = at.Add(wait)
-		if quiet.broken() { // it may have rung already, before the alarm was set
+		if quiet.broken() { // as above
 			w.kick()
 		}
 	}

@@ -276,12 +276,15 @@ func poll(rings []ring) (hungUp, woken bool) {
 	for i, r := range rings {
 		fds[i] = unix.PollFd{Fd: int32(r.fd), Events: unix.POLLIN}
 	}
+	// It does not wait: telling the scheduler of it would wake its other threads.
+	var none unix.Timespec
 	for {
-		_, err := unix.Poll(fds, 0)
-		if errors.Is(err, unix.EINTR) {
+		_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+			uintptr(unsafe.Pointer(&none)), 0, 0, 0)
+		if errno == unix.EINTR {
 			continue
 		}
-		if err != nil {
+		if errno != 0 {
 			return true, true
 		}
 		break
