@@ -31,12 +31,16 @@ const (
 
 // budgets are what things may cost at most. None depends on how fast or busy the machine is, or not by as much as its slack.
 type budgets struct {
-	// AllocationsPerLook of a sweep that finds nothing to do; a look is one of those, every 800 ms.
+	// AllocationsPerLook of a sweep that finds nothing to do.
 	AllocationsPerLook float64 `json:"allocationsPerLook"`
-	// SyscallsPerLook and SwitchesPerLook of a shim with an idle container, with its share of what comes every 5 and 10 s. System
-	// calls of Go's scheduler do not count; switches are voluntary ones of all threads.
+	// SyscallsPerLook of a shim with a container in which PID 1 has a child and nothing happens, with its share of what comes every 5
+	// and 10 s. System calls of Go's scheduler do not count.
 	SyscallsPerLook float64 `json:"syscallsPerLook"`
-	SwitchesPerLook float64 `json:"switchesPerLook"`
+	// LooksPerMinute, SyscallsPerMinute and SwitchesPerMinute of a shim with a container in which PID 1 is alone. Switches are
+	// voluntary ones of all threads.
+	LooksPerMinute    float64 `json:"looksPerMinute"`
+	SyscallsPerMinute float64 `json:"syscallsPerMinute"`
+	SwitchesPerMinute float64 `json:"switchesPerMinute"`
 	// SyscallsPerStart of a shim that starts one more container, those of runc not counted, as a multiple of runc.v2's.
 	SyscallsPerStart float64 `json:"syscallsPerStartRatio"`
 	// ProgramBytes is the size of the shim's program.
@@ -48,7 +52,8 @@ type budgets struct {
 
 // slack is by what factor a budget is above what was measured for it.
 var slack = budgets{
-	AllocationsPerLook: 1.1, SyscallsPerLook: 1.25, SwitchesPerLook: 6, SyscallsPerStart: 1.3, ProgramBytes: 1.03, Resident: 1.3, PrivateDirty: 1.45,
+	AllocationsPerLook: 1.1, SyscallsPerLook: 1.25, LooksPerMinute: 2.5, SyscallsPerMinute: 2, SwitchesPerMinute: 2.5, SyscallsPerStart: 1.3,
+	ProgramBytes: 1.03, Resident: 1.3, PrivateDirty: 1.45,
 }
 
 // TestBudgets fails when our shim costs more than it did when the budgets were written.
@@ -73,6 +78,12 @@ func TestBudgets(t *testing.T) {
 	off := map[string]string{"io.containerd.reaper.mode": "off"}
 	got.AllocationsPerLook = allocationsPerLook(t, run(t, d, harness.Spec{Runtime: harness.ReaperRuntime, Args: []string{"/bin/pause1", "poll"}, Annotations: off}))
 
+	parent, err := run(t, d, harness.Spec{Runtime: harness.ReaperRuntime, Args: []string{"/bin/pause1", "poll", "--", "/bin/goodinit"}}).Shim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.SyscallsPerLook = perLook(t, strace, parent.PID)
+
 	resident, dirty, calls := map[string]float64{}, map[string]float64{}, map[string]float64{}
 	for _, runtime := range []string{harness.RuncRuntime, harness.ReaperRuntime} {
 		pod := map[string]string{harness.SandboxAnnotation: "budget-" + runtime}
@@ -82,9 +93,11 @@ func TestBudgets(t *testing.T) {
 			t.Fatal(err)
 		}
 		if runtime == harness.ReaperRuntime {
-			got.SyscallsPerLook, got.SwitchesPerLook = perLook(t, strace, shim.PID)
-		} else {
-			waitIdle(t, shim.PID)
+			inQuiet(t, shim.PID, 1)
+		}
+		waitIdle(t, shim.PID)
+		if runtime == harness.ReaperRuntime {
+			perMinute(t, strace, shim.PID, &got)
 		}
 		resident[runtime], dirty[runtime] = budgetMemory(t, shim.PID)
 		var counts []float64
@@ -216,23 +229,39 @@ func waitIdle(t *testing.T, pid int) {
 	})
 }
 
-// perLook traces an idle shim for a while. Each look sets one timer.
-func perLook(t *testing.T, strace string, pid int) (calls, switches float64) {
+// perLook traces a shim that looks for a while. Each look sets one timer.
+func perLook(t *testing.T, strace string, pid int) float64 {
 	t.Helper()
-	const looks = 14 // 11 s, with one of those that come every 10 s
-	waitIdle(t, pid)
-	before, began := voluntary(t, pid), time.Now()
-	testutil.Eventually(t, 30*time.Second, func() (bool, string) { return time.Since(began) > 6*time.Second, "measuring" })
-	switches = float64(voluntary(t, pid)-before) / (time.Since(began).Seconds() / sweep.DefaultAlone.Seconds())
-	c := traced(t, strace, pid, func() {
-		began := time.Now()
-		testutil.Eventually(t, time.Minute, func() (bool, string) { return time.Since(began) > looks*sweep.DefaultAlone, "tracing" })
-	})
+	const looks = 22 // 11 s, with one of those that come every 10 s
+	during(t, 8*time.Second)
+	c := traced(t, strace, pid, func() { during(t, looks*sweep.DefaultFar) })
 	n := c["timerfd_settime"]
 	if n < looks/2 {
 		t.Fatalf("%v looks while %d were expected: %v", n, looks, c)
 	}
-	return c.sum() / n, switches
+	return c.sum() / n
+}
+
+// perMinute watches and then traces an idle shim for a while.
+func perMinute(t *testing.T, strace string, pid int, got *budgets) {
+	t.Helper()
+	const while = 2 * quietLook
+	before, began := voluntary(t, pid), time.Now()
+	during(t, while)
+	got.SwitchesPerMinute = float64(voluntary(t, pid)-before) / time.Since(began).Minutes()
+	c := traced(t, strace, pid, func() { during(t, while) })
+	got.SyscallsPerMinute = c.sum() / while.Minutes()
+	got.LooksPerMinute = c["timerfd_settime"] / while.Minutes()
+	if got.LooksPerMinute == 0 {
+		t.Fatalf("no look in %v: %v", while, c)
+	}
+}
+
+// during is for what is counted over time.
+func during(t *testing.T, while time.Duration) {
+	t.Helper()
+	began := time.Now()
+	testutil.Eventually(t, while+30*time.Second, func() (bool, string) { return time.Since(began) > while, "counting" })
 }
 
 // voluntary adds up the voluntary context switches of all threads.
@@ -368,7 +397,7 @@ func parseCalls(table string) calls {
 }
 
 func TestBudgetsExceeded(t *testing.T) {
-	one := budgets{1, 1, 1, 1, 1, 1, 1}
+	one := budgets{1, 1, 1, 1, 1, 1, 1, 1, 1}
 	all, err := json.Marshal(one)
 	if err != nil {
 		t.Fatal(err)
@@ -381,7 +410,7 @@ func TestBudgetsExceeded(t *testing.T) {
 	if p := exceeded(t, more, all); len(p) != 1 || !strings.Contains(p[0], "residentRatio: 1.1") {
 		t.Errorf("more resident memory: %q", p)
 	}
-	if n := len(slack.numbers(t)); len(exceeded(t, one, []byte("{}"))) != n || n != 7 {
+	if n := len(slack.numbers(t)); len(exceeded(t, one, []byte("{}"))) != n || n != 9 {
 		t.Errorf("no budgets at all: want %d complaints", n)
 	}
 	c := parseCalls("    calls syscall\n--------- ----------------\n       44 openat\n       12 futex\n--------- ----------------\n       56 total\n")

@@ -3,6 +3,8 @@ package shim
 import (
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -11,34 +13,55 @@ import (
 
 // alarm is a timer of the kernel's. When one of Go's timers is due, the thread that waits in epoll wakes up for it, so does the one
 // that watches over it (sysmon), and that one wakes a third to help: five context switches for each sweep of an idle container. A
-// timer that is a file wakes one thread.
+// timer that is a file wakes one thread. Other files can be watched by the same thread.
 type alarm struct {
-	// C receives when the time has come.
-	C    chan struct{}
-	file *os.File
-	fd   int
-	done chan struct{}
+	// C receives when the time has come, or something has happened to a file that is watched.
+	C     chan struct{}
+	file  *os.File // an epoll file, which can itself be waited for (epoll(7))
+	epoll int
+	timer int
+	// watched are descriptors, of the goroutine that receives; watching: there are some.
+	watched  []int
+	watching atomic.Bool
+	done     chan struct{}
 }
 
 // newAlarm returns an alarm that is not set. The caller must close it.
-func newAlarm() (*alarm, error) {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
-	if err != nil {
+func newAlarm() (_ *alarm, err error) {
+	a := &alarm{C: make(chan struct{}, 1), done: make(chan struct{})}
+	if a.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("timerfd_create: %w", err)
 	}
-	a := &alarm{C: make(chan struct{}, 1), file: os.NewFile(uintptr(fd), "timer of a sweep"), fd: fd, done: make(chan struct{})}
+	if a.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		_ = unix.Close(a.timer)
+		return nil, fmt.Errorf("epoll_create1: %w", err)
+	}
+	if err = a.add(a.timer); err == nil {
+		err = unix.SetNonblock(a.epoll, true)
+	}
+	if err != nil {
+		_ = unix.Close(a.timer)
+		_ = unix.Close(a.epoll)
+		return nil, fmt.Errorf("wait for a timerfd: %w", err)
+	}
+	a.file = os.NewFile(uintptr(a.epoll), "timer of a sweep")
 	conn, err := a.file.SyscallConn()
 	if err != nil {
+		_ = unix.Close(a.timer)
 		a.file.Close()
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}
+	begun := make(chan struct{})
+	waits := sync.OnceFunc(func() { close(begun) })
 	go func() {
 		defer close(a.done)
-		_ = conn.Read(func(fd uintptr) bool {
+		defer waits()
+		_ = conn.Read(func(uintptr) bool {
+			waits() // the first call is no news
 			// Neither this call nor that of set blocks: telling the scheduler of them would wake its other threads.
 			var expirations [8]byte
-			n, _, _ := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&expirations)), uintptr(len(expirations)))
-			if int(n) == len(expirations) {
+			n, _, _ := unix.RawSyscall(unix.SYS_READ, uintptr(a.timer), uintptr(unsafe.Pointer(&expirations)), uintptr(len(expirations)))
+			if int(n) == len(expirations) || a.watching.Load() {
 				select {
 				case a.C <- struct{}{}:
 				default:
@@ -47,7 +70,34 @@ func newAlarm() (*alarm, error) {
 			return false // until close
 		})
 	}()
+	<-begun
 	return a, nil
+}
+
+func (a *alarm) add(fd int) error {
+	return unix.EpollCtl(a.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)})
+}
+
+// watch has C receive as well when one of these becomes readable or hangs up, once or more often, until unwatch, which must come
+// before they are closed. The goroutine that receives must be the one that calls either.
+func (a *alarm) watch(fds []int) error {
+	a.watching.Store(true) // before there is anything to hear of
+	for _, fd := range fds {
+		if err := a.add(fd); err != nil {
+			a.unwatch()
+			return fmt.Errorf("epoll_ctl: %w", err)
+		}
+		a.watched = append(a.watched, fd)
+	}
+	return nil
+}
+
+func (a *alarm) unwatch() {
+	a.watching.Store(false)
+	for _, fd := range a.watched {
+		_ = unix.EpollCtl(a.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	}
+	a.watched = nil
 }
 
 // set has C receive once, after d. A ring of the time before that is under way may still come. The goroutine that receives must be the
@@ -80,11 +130,12 @@ func (a *alarm) arm(d time.Duration, flags uintptr) {
 	// A value of 0 would disarm it (timerfd_settime(2)).
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(d, 1).Nanoseconds())}
 	// It fails for bad arguments only.
-	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(a.fd), flags, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
+	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(a.timer), flags, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
 }
 
 // close ends it.
 func (a *alarm) close() {
 	a.file.Close()
 	<-a.done
+	_ = unix.Close(a.timer)
 }

@@ -79,8 +79,9 @@ func (w *watcher) kick() {
 
 func (w *watcher) join(t *task) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.members[t.id] = t
+	w.mu.Unlock()
+	w.kick()
 }
 
 func (w *watcher) leave(t *task) {
@@ -151,9 +152,24 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 		told     time.Time // when they were published last
 		// notBefore keeps execs that come one after the other from making a long look at many children a load.
 		notBefore time.Time
+		quiet     = newQuiet(w.s.proc, w.owner, timer)
 	)
 	defer timer.close()
+	defer func() { quiet.end(time.Now()) }()
 	timer.set(cadence.Near)
+	// soon puts the next look near. Never later than it would have been: what comes faster than this must not put it off for ever.
+	soon := func() {
+		cadence.Reset()
+		now := time.Now()
+		at := now.Add(kickDelay)
+		if at.Before(notBefore) {
+			at = notBefore
+		}
+		if at.Before(next) {
+			next = at
+			timer.set(at.Sub(now))
+		}
+	}
 	for {
 		var now *ask // somebody waits for this sweep
 		select {
@@ -166,29 +182,35 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 			}
 			now = a
 		case <-w.kicks:
-			cadence.Reset()
-			// Never later than it would have been: kicks that come faster than this must not put it off for ever.
-			now := time.Now()
-			soon := now.Add(kickDelay)
-			if soon.Before(notBefore) {
-				soon = notBefore
-			}
-			if soon.Before(next) {
-				next = soon
-				timer.set(soon.Sub(now))
-			}
+			soon()
 			continue
 		case <-timer.C:
+			if quiet.broken() {
+				at := time.Now()
+				quiet.end(at)
+				if at.Before(next) {
+					soon()
+					continue
+				}
+			}
 		}
 		dirs, shared, sweepable := w.cgroups()
 		if !sweepable {
 			now.refuse(errPaused)
-			next = time.Now().Add(cadence.Far)
-			timer.set(cadence.Far)
+			// Resume kicks.
+			next = time.Now().Add(quietLook)
+			timer.set(quietLook)
 			continue
 		}
 		sweeper.SetCgroups(dirs)
 		sweeper.SetShared(shared)
+		if now == nil && !pending && w.owner.forks.conn == nil && quiet.lasts(sweeper.OnlyInit) {
+			next = time.Now().Add(timer.together(quietLook))
+			if quiet.broken() { // it may have rung before the alarm was set
+				w.kick()
+			}
+			continue
+		}
 		spanCtx, span := w.s.spans.sweep(ctx, w.owner.id, now, w.stats.Refusals) // written by this goroutine alone
 		res, err := now.sweep(spanCtx, sweeper)
 		stats := sweeper.Stats()
@@ -230,13 +252,23 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 			pending, told = false, at
 		}
 		wait := cadence.Next(res, at)
-		if res.Zombies == 0 && wait >= cadence.Far {
+		switch {
+		case quiet.looked(err == nil && res.Alone && res.Zombies == 0 && !res.More, sweeper.OnlyInit, at):
+			wait = quietLook
+			if pending { // somebody has to publish them
+				wait = min(wait, max(cadence.Near, w.owner.cfg.StatsInterval-at.Sub(told)))
+			}
 			wait = timer.together(wait)
-		} else {
+		case res.Zombies == 0 && wait >= cadence.Far:
+			wait = timer.together(wait)
+		default:
 			timer.set(wait)
 		}
 		notBefore = at.Add(kickShare * res.Looking)
 		next = at.Add(wait)
+		if quiet.broken() { // as above
+			w.kick()
+		}
 	}
 }
 

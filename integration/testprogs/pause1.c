@@ -1,9 +1,9 @@
 // pause1: a PID 1 that never waits for anything, like most programs that end up as PID 1 of a container.
 //
-//   pause1 [pause|poll|futex|nanosleep|epoll|work] [-t] [-- command args...]
+//   pause1 [pause|poll|futex|nanosleep|epoll|work] [-t] [-u] [-- command args...]
 //
 // The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -t installs a SIGTERM handler that exits with 0, and the command
-// is started as a child that nobody will ever wait for.
+// is started as a child that nobody will ever wait for: at once, or with -u at each SIGUSR1.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
@@ -23,8 +23,23 @@ static void on_term(int sig)
 	_exit(0);
 }
 
+static char **command;
+
+static void start(int sig)
+{
+	(void)sig;
+	pid_t pid = fork();
+	if (pid == 0) {
+		execv(command[0], command);
+		_exit(127);
+	}
+	if (pid < 0)
+		_exit(1);
+}
+
 int main(int argc, char **argv)
 {
+	int later = 0;
 	const char *mode = "pause";
 	int i = 1;
 
@@ -32,19 +47,19 @@ int main(int argc, char **argv)
 		if (strcmp(argv[i], "-t") == 0) {
 			struct sigaction sa = { .sa_handler = on_term };
 			sigaction(SIGTERM, &sa, NULL);
+		} else if (strcmp(argv[i], "-u") == 0) {
+			later = 1;
 		} else {
 			mode = argv[i];
 		}
 	}
 	if (i + 1 < argc) {
-		pid_t pid = fork();
-		if (pid == 0) {
-			execv(argv[i + 1], argv + i + 1);
-			_exit(127);
-		}
-		if (pid < 0) {
-			perror("fork");
-			return 1;
+		command = argv + i + 1;
+		if (later) {
+			struct sigaction sa = { .sa_handler = start, .sa_flags = SA_RESTART };
+			sigaction(SIGUSR1, &sa, NULL);
+		} else {
+			start(0);
 		}
 	}
 

@@ -4,6 +4,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"runtime"
 	"unsafe"
 
@@ -131,7 +132,11 @@ func (d directFS) ReadFile(name string) ([]byte, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
 	}
-	file, err := openFile(d.dir+name, mayBlock)
+	b := mayBlock
+	if path.Base(name) == "pids.current" {
+		b = atOnce // an atomic counter (kernel/cgroup/pids.c)
+	}
+	file, err := openFile(d.dir+name, b)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}

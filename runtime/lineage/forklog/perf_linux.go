@@ -100,9 +100,13 @@ func openRing(pid, cpu int) (ring, error) {
 		Clockid: unix.CLOCK_BOOTTIME,
 	}
 	attr.Size = uint32(unsafe.Sizeof(attr))
-	size := ringPages * os.Getpagesize()
-	attr.Wakeup = uint32(size / 2)
-	fd, err := unix.PerfEventOpen(&attr, pid, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+	attr.Wakeup = uint32(ringPages * os.Getpagesize() / 2)
+	return openEvent(&attr, pid, cpu, ringPages)
+}
+
+// openEvent opens a perf event with a ring of so many pages, a power of two.
+func openEvent(attr *unix.PerfEventAttr, pid, cpu, pages int) (ring, error) {
+	fd, err := unix.PerfEventOpen(attr, pid, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return ring{}, fmt.Errorf("%w: %w", ErrPermission, err)
@@ -111,12 +115,19 @@ func openRing(pid, cpu int) (ring, error) {
 	case err != nil:
 		return ring{}, fmt.Errorf("perf_event_open: %w", err)
 	}
-	mem, err := unix.Mmap(fd, 0, size+os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(fd, 0, (1+pages)*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		_ = unix.Close(fd)
 		return ring{}, fmt.Errorf("mmap of the ring: %w", err)
 	}
 	return ring{fd: fd, mem: mem, page: (*unix.PerfEventMmapPage)(unsafe.Pointer(&mem[0]))}, nil
+}
+
+func closeRings(rings []ring) {
+	for _, r := range rings {
+		_ = unix.Munmap(r.mem)
+		_ = unix.Close(r.fd)
+	}
 }
 
 // startDraining reads the rings whenever one is half full, so that no sweep has to come in time.
@@ -233,7 +244,7 @@ func (p *Perf) Sync() {
 			p.gap(bootTicks(), "records were lost")
 		}
 	}
-	hungUp, woken := p.poll()
+	hungUp, woken := poll(p.rings)
 	if woken {
 		p.drain() // the wake-up that the reader waits for has been taken from it
 	}
@@ -260,17 +271,20 @@ func (r *ring) readLost() (uint64, error) {
 }
 
 // poll asks all events whether they have ended, and whether a ring has been filled to its watermark since the last time.
-func (p *Perf) poll() (hungUp, woken bool) {
-	fds := make([]unix.PollFd, len(p.rings))
-	for i, r := range p.rings {
+func poll(rings []ring) (hungUp, woken bool) {
+	fds := make([]unix.PollFd, len(rings))
+	for i, r := range rings {
 		fds[i] = unix.PollFd{Fd: int32(r.fd), Events: unix.POLLIN}
 	}
+	// It does not wait: telling the scheduler of it would wake its other threads.
+	var none unix.Timespec
 	for {
-		_, err := unix.Poll(fds, 0)
-		if errors.Is(err, unix.EINTR) {
+		_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+			uintptr(unsafe.Pointer(&none)), 0, 0, 0)
+		if errno == unix.EINTR {
 			continue
 		}
-		if err != nil {
+		if errno != 0 {
 			return true, true
 		}
 		break
@@ -309,10 +323,7 @@ func (p *Perf) Close() error {
 }
 
 func (p *Perf) release() {
-	for _, r := range p.rings {
-		_ = unix.Munmap(r.mem)
-		_ = unix.Close(r.fd)
-	}
+	closeRings(p.rings)
 	p.rings = nil
 }
 
