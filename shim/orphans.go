@@ -1,10 +1,12 @@
 package shim
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/log"
@@ -72,8 +74,9 @@ func (c *children) run() {
 		case <-sigs:
 		case <-c.wake:
 		}
-		c.look()
-		c.s.kickAll()
+		if c.look() {
+			c.s.kickAll()
+		}
 	}
 }
 
@@ -163,12 +166,24 @@ func (c *children) lookAgainLocked(cand *candidate) {
 // maxPasses bounds how often look asks for orphans before it goes on to the other dead.
 const maxPasses = 5
 
-// look deals with every dead child.
-func (c *children) look() {
+// look deals with every dead child, and reports whether there were others than runc commands.
+func (c *children) look() (died bool) {
+	if c.onlyKnown() {
+		pid := firstDead()
+		if pid == 0 {
+			return false
+		}
+		if !c.isCommand(pid) {
+			c.reap()
+			return true
+		}
+		// Its command is waited for; it may hide others.
+	}
 	for range maxPasses {
 		taken, others := c.takeOrphans()
+		died = died || others || taken > 0
 		if !others {
-			return
+			return died
 		}
 		if taken == 0 {
 			break
@@ -176,8 +191,45 @@ func (c *children) look() {
 		// Again: what dies between the look and containerd's reaper, which takes all that is dead, goes without a name
 		// unless it was seen alive. That gap is kept as small as it can be.
 	}
+	c.reap()
+	return true
+}
+
+// reap has containerd's reaper take all that is dead.
+func (*children) reap() {
 	if err := reaper.Reap(); err != nil {
 		log.L.WithError(err).Error("reap exited children")
+	}
+}
+
+// onlyKnown reports whether no task is such that the shim could have orphans to look for.
+func (c *children) onlyKnown() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.tasks) == 0 && len(c.adopted) == 0
+}
+
+func (c *children) isCommand(pid procfs.HostPID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.commands[pid]
+	return ok
+}
+
+// firstDead returns one dead child, which stays, 0 if there is none: one call instead of a list of the children of each thread.
+func firstDead() procfs.HostPID {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil { // ECHILD
+			return 0
+		}
+		// The fields that depend on the signal come after three ints, aligned to 8 bytes, and si_pid is the first for SIGCHLD
+		// (include/uapi/asm-generic/siginfo.h). It stays 0 when nobody is dead.
+		return procfs.HostPID(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)))
 	}
 }
 

@@ -268,6 +268,10 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 			t = s.restored(t, int(resp.Pid))
 		}
 		s.watch(t)
+	} else if t != nil {
+		if w := s.watcherOf(t); w != nil {
+			w.kick() // PID 1 is alone no longer
+		}
 	}
 	end(int(resp.Pid))
 	return resp, nil
@@ -468,7 +472,8 @@ func (s *service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 	return resp, err
 }
 
-// kickAll asks for a sweep of every namespace: a child of the shim has died, and if it was an exec it may have left orphans.
+// kickAll asks for a sweep of every namespace: a child of the shim other than a runc command has died, and if it was an exec it
+// may have left orphans.
 func (s *service) kickAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

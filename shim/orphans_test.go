@@ -1,0 +1,78 @@
+package shim
+
+import (
+	"fmt"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/procfs"
+)
+
+// dead starts a program and waits until it is a zombie.
+func dead(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() }) // an error where the test has waited
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		st, err := hostProc.Stat(procfs.HostPID(cmd.Process.Pid))
+		return err == nil && st.Zombie(), fmt.Sprint(st, err)
+	})
+	return cmd
+}
+
+// The exit of a runc command stays with who waits for it, and hides nobody else's.
+func TestChildrenOfAShimWithoutHostPIDTasks(t *testing.T) {
+	c := newChildren(&service{proc: hostProc})
+	if pid := firstDead(); pid != 0 {
+		t.Fatalf("%d is dead before the test", pid)
+	}
+	if c.look() {
+		t.Error("somebody has died")
+	}
+
+	command := dead(t, "false")
+	c.command(procfs.HostPID(command.Process.Pid), true)
+	if pid := firstDead(); int(pid) != command.Process.Pid {
+		t.Errorf("%d is dead, want %d", pid, command.Process.Pid)
+	}
+	if c.look() {
+		t.Error("the end of a runc command counts")
+	}
+	if _ = command.Wait(); command.ProcessState == nil || command.ProcessState.ExitCode() != 1 {
+		t.Errorf("the command ended with %v, want status 1", command.ProcessState)
+	}
+
+	for _, order := range []string{"alone", "behind a command"} {
+		if order == "behind a command" {
+			command := dead(t, "true")
+			c.command(procfs.HostPID(command.Process.Pid), true)
+		}
+		exits := reaper.Default.Subscribe()
+		other := dead(t, "sh", "-c", "exit 3")
+		if !c.look() {
+			t.Errorf("%s: nobody has died", order)
+		}
+		status := -1
+		testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+			select {
+			case e := <-exits:
+				if e.Pid == other.Process.Pid {
+					status = e.Status
+				}
+			default:
+			}
+			return status >= 0, order + ": its exit is lost"
+		})
+		reaper.Default.Unsubscribe(exits)
+		if status != 3 {
+			t.Errorf("%s: status %d, want 3", order, status)
+		}
+	}
+}
