@@ -47,9 +47,6 @@ func newQuiet(proc *procfs.FS, owner *task, a *alarm) *quiet {
 	}
 }
 
-// on reports whether it is quiet. It may have ended already: broken tells.
-func (q *quiet) on() bool { return q.wire != nil }
-
 // broken reports whether PID 1 has done something that ends the quiet.
 func (q *quiet) broken() bool { return q.wire != nil && q.wire.Tripped() }
 

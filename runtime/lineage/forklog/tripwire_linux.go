@@ -15,7 +15,7 @@ import (
 // MaxTripwireThreads is up to how many threads of a process a Tripwire is opened for: each takes two pages of locked memory.
 const MaxTripwireThreads = 64
 
-// ErrUnsettled: a process cannot be given a Tripwire now, because threads come and go or are more than MaxTripwireThreads.
+// ErrUnsettled is returned where a process cannot be given a Tripwire now, because threads come and go or are more than MaxTripwireThreads.
 var ErrUnsettled = errors.New("threads come and go, or are too many")
 
 // Tripwire tells when a process forks, or gains or loses a thread, once. It costs the process nothing before: a Perf is what
