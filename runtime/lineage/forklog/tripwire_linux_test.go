@@ -63,6 +63,7 @@ func TestTripwire(t *testing.T) {
 		{"every way to fork", []string{"mix", "1"}, true},
 		{"threads", []string{"threads", "1"}, true},
 		{"exec", []string{"exec", bin, "pause"}, false},
+		{"exec that ends perf events", []string{"lesscap", "exec", bin, "pause"}, true},
 		{"end", nil, true},
 		{"nothing", []string{"pause"}, false},
 	} {
