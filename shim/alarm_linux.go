@@ -3,7 +3,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -51,13 +50,16 @@ func newAlarm() (_ *alarm, err error) {
 		a.file.Close()
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}
-	begun := make(chan struct{})
-	waits := sync.OnceFunc(func() { close(begun) })
+	begun := make(chan error, 1)
 	go func() {
 		defer close(a.done)
-		defer waits()
-		_ = conn.Read(func(uintptr) bool {
-			waits() // the first call is no news
+		first := true
+		err := conn.Read(func(uintptr) bool {
+			if first { // before it waits: no news
+				first = false
+				begun <- nil
+				return false
+			}
 			// Neither this call nor that of set blocks: telling the scheduler of them would wake its other threads.
 			var expirations [8]byte
 			n, _, _ := unix.RawSyscall(unix.SYS_READ, uintptr(a.timer), uintptr(unsafe.Pointer(&expirations)), uintptr(len(expirations)))
@@ -69,8 +71,15 @@ func newAlarm() (_ *alarm, err error) {
 			}
 			return false // until close
 		})
+		if first {
+			begun <- err
+		}
 	}()
-	<-begun
+	if err := <-begun; err != nil {
+		_ = unix.Close(a.timer)
+		a.file.Close()
+		return nil, fmt.Errorf("wait for a timerfd: %w", err)
+	}
 	return a, nil
 }
 

@@ -31,7 +31,7 @@ type quiet struct {
 	// off: no tripwire can be had, or is wanted.
 	off bool
 
-	wire  *forklog.Tripwire // nil: not quiet
+	wire  *forklog.Tripwire // nil: not quiet, and not soon
 	began time.Time
 	// alone is since when PID 1 has been seen without a child, zero: it had one at the last look; calm how long it must be so.
 	alone time.Time
@@ -79,11 +79,13 @@ func (q *quiet) looked(nothing bool, onlyInit func(onlyAdopted bool) bool, now t
 	if q.wire == nil && !q.begin(now) {
 		return false
 	}
-	if onlyInit(false) && !q.wire.Tripped() {
-		return true
+	only := onlyInit(false)
+	if q.wire.Tripped() {
+		q.end(now)
+		return false
 	}
-	q.end(now)
-	return false
+	// The wire stays while somebody else is there, an exec for the most part: it is quiet again as soon as he has gone.
+	return only
 }
 
 func (q *quiet) begin(now time.Time) bool {
@@ -111,13 +113,15 @@ func (q *quiet) end(now time.Time) {
 	if q.wire == nil {
 		return
 	}
+	tripped := q.wire.Tripped()
 	q.alarm.unwatch()
 	q.wire.Close()
 	q.wire, q.alone = nil, time.Time{}
-	if now.Sub(q.began) < steadyAfter {
-		q.longer()
-	} else {
+	switch {
+	case now.Sub(q.began) >= steadyAfter:
 		q.calm = leastCalm
+	case tripped:
+		q.longer()
 	}
 }
 

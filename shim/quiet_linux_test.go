@@ -194,6 +194,9 @@ func TestQuietNeedsToBeOnly(t *testing.T) {
 	if q.looked(true, nobodyIs, time.Now().Add(quietLook)) {
 		t.Error("it goes on while somebody else is there")
 	}
+	if !q.looked(true, alone(pid), time.Now().Add(quietLook)) {
+		t.Error("it is not quiet as soon as he has gone")
+	}
 }
 
 // No perf event is opened where the owner of the node does not want any.
