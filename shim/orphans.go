@@ -5,6 +5,7 @@ import (
 	"os/signal"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/log"
@@ -28,6 +29,7 @@ type children struct {
 	tasks    map[string]*task              // those in the shim's PID namespace
 	known    map[procfs.HostPID]uint64     // init and exec processes of those tasks, with their start times
 	commands map[procfs.HostPID]struct{}   // running runc commands
+	hidden   bool                          // behind a dead runc command there may be somebody else
 	inFlight map[string]int                // calls that make processes, by task
 	adopted  map[procfs.HostPID]*candidate // children that may be orphans, living or dead
 }
@@ -85,6 +87,10 @@ func (c *children) command(pid procfs.HostPID, runs bool) {
 		c.commands[pid] = struct{}{}
 	} else {
 		delete(c.commands, pid)
+		if c.hidden {
+			c.hidden = false
+			c.lookAgain()
+		}
 	}
 }
 
@@ -167,7 +173,7 @@ const maxPasses = 5
 func (c *children) look() {
 	for range maxPasses {
 		taken, others := c.takeOrphans()
-		if !others {
+		if !others && !c.overlooked() {
 			return
 		}
 		if taken == 0 {
@@ -179,6 +185,27 @@ func (c *children) look() {
 	if err := reaper.Reap(); err != nil {
 		log.L.WithError(err).Error("reap exited children")
 	}
+}
+
+// overlooked reports whether somebody is dead for containerd's reaper whom the list has not got: when a child is collected while
+// the list is read, the kernel leaves the next one out (get_children_pid() in fs/proc/array.c), and nothing may come that would have it
+// read again.
+func (c *children) overlooked() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	// si_pid, 0 if there is none (include/uapi/asm-generic/siginfo.h, on a 64-bit architecture).
+	pid := procfs.HostPID((*[8]int32)(unsafe.Pointer(&info))[4])
+	if err != nil || pid == 0 {
+		return false // ECHILD: no children
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.commands[pid]; ok {
+		c.hidden = true // who waits for the command takes it, and then it is looked again
+		return false
+	}
+	cand := c.adopted[pid]
+	return cand == nil || c.inFlight[cand.task.id] == 0 // else the end of the call has it looked again
 }
 
 // takeOrphans reaps the dead children that are certain to be orphans and reports how many they were, and whether there are
