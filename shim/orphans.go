@@ -192,10 +192,11 @@ func (c *children) look() {
 // read again.
 func (c *children) overlooked() bool {
 	var info unix.Siginfo
-	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	// It does not wait: telling Go's scheduler of it would wake its other threads.
+	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, 0, 0)
 	// si_pid, 0 if there is none (include/uapi/asm-generic/siginfo.h, on a 64-bit architecture).
 	pid := procfs.HostPID((*[8]int32)(unsafe.Pointer(&info))[4])
-	if err != nil || pid == 0 {
+	if errno != 0 || pid == 0 {
 		return false // ECHILD: no children
 	}
 	c.mu.Lock()
