@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -30,6 +29,7 @@ type children struct {
 	tasks    map[string]*task              // those in the shim's PID namespace
 	known    map[procfs.HostPID]uint64     // init and exec processes of those tasks, with their start times
 	commands map[procfs.HostPID]struct{}   // running runc commands
+	hidden   bool                          // behind a dead runc command there may be somebody else
 	inFlight map[string]int                // calls that make processes, by task
 	adopted  map[procfs.HostPID]*candidate // children that may be orphans, living or dead
 }
@@ -88,6 +88,10 @@ func (c *children) command(pid procfs.HostPID, runs bool) {
 		c.commands[pid] = struct{}{}
 	} else {
 		delete(c.commands, pid)
+		if c.hidden {
+			c.hidden = false
+			c.lookAgain()
+		}
 	}
 }
 
@@ -181,6 +185,7 @@ func (c *children) look() (died bool) {
 	}
 	for range maxPasses {
 		taken, others := c.takeOrphans()
+		others = others || c.overlooked()
 		died = died || others || taken > 0
 		if !others {
 			return died
@@ -216,21 +221,35 @@ func (c *children) isCommand(pid procfs.HostPID) bool {
 	return ok
 }
 
+// overlooked reports whether somebody is dead for containerd's reaper whom the list has not got: when a child is collected while
+// the list is read, the kernel leaves the next one out (get_children_pid() in fs/proc/array.c), and nothing may come that would have it
+// read again.
+func (c *children) overlooked() bool {
+	pid := firstDead()
+	if pid == 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.commands[pid]; ok {
+		c.hidden = true // who waits for the command takes it, and then it is looked again
+		return false
+	}
+	cand := c.adopted[pid]
+	return cand == nil || c.inFlight[cand.task.id] == 0 // else the end of the call has it looked again
+}
+
 // firstDead returns one dead child, which stays, 0 if there is none: one call instead of a list of the children of each thread.
 func firstDead() procfs.HostPID {
 	var info unix.Siginfo
-	for {
-		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil { // ECHILD
-			return 0
-		}
-		// The fields that depend on the signal come after three ints, aligned to 8 bytes, and si_pid is the first for SIGCHLD
-		// (include/uapi/asm-generic/siginfo.h). It stays 0 when nobody is dead.
-		return procfs.HostPID(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)))
+	// It does not wait: telling Go's scheduler of it would wake its other threads.
+	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, 0, 0)
+	if errno != 0 { // ECHILD: no children
+		return 0
 	}
+	// The fields that depend on the signal come after three ints, aligned to 8 bytes, and si_pid is the first for SIGCHLD
+	// (include/uapi/asm-generic/siginfo.h, on a 64-bit architecture). It stays 0 when nobody is dead.
+	return procfs.HostPID((*[8]int32)(unsafe.Pointer(&info))[4])
 }
 
 // takeOrphans reaps the dead children that are certain to be orphans and reports how many they were, and whether there are

@@ -17,7 +17,7 @@ func FuzzStatComm(f *testing.F) {
 			return
 		}
 		s, err := ParseStat([]byte(statLine(fmt.Sprint(pid), comm, state, ppid, 5, 6, threads, start, exit)))
-		want := Stat{HostPID(pid), comm, State(state[0]), HostPID(ppid), 5, 6, threads, start, 1, exit}
+		want := Stat{HostPID(pid), comm, State(state[0]), HostPID(ppid), 5, 6, threads, start, 1, exit, true}
 		if err != nil || s != want {
 			t.Errorf("%+v, %v; want %+v", s, err, want)
 		}

@@ -90,7 +90,7 @@ func (p *FS) ThreadSyscall(pid, tid HostPID) (Syscall, error) {
 	return parsed(p, threadFile(pid, tid, "syscall"), mayBlock, ParseSyscall)
 }
 
-// Threads lists the threads of a process in the kernel's order, the leader first.
+// Threads lists the threads of a process, in no order that means anything.
 func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
 	name := path.Join(pid.String(), "task")
 	entries, err := fs.ReadDir(p.fsys, name)
@@ -108,7 +108,7 @@ func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
 	return tids, nil
 }
 
-// PIDs lists all processes in the kernel's order.
+// PIDs lists all processes, in no order that means anything.
 func (p *FS) PIDs() ([]HostPID, error) {
 	entries, err := fs.ReadDir(p.fsys, ".")
 	if err != nil {

@@ -38,6 +38,7 @@ type Stat struct {
 	StartTime  uint64  // clock ticks since boot
 	Processor  int     // CPU that it ran on last
 	ExitCode   int     // wait(2) status; 0 without PTRACE_MODE_READ over the process
+	Exiting    bool    // PF_EXITING: on its way out, or a zombie
 }
 
 // Fields of the stat line after the comm, counted as proc_pid_stat(5) counts them.
@@ -46,11 +47,15 @@ const (
 	fieldPPID       = 4
 	fieldPGRP       = 5
 	fieldSession    = 6
+	fieldFlags      = 9
 	fieldNumThreads = 20
 	fieldStartTime  = 22
 	fieldProcessor  = 39
 	fieldExitCode   = 52
 )
+
+// flagExiting is PF_EXITING of the flags of a task (include/linux/sched.h).
+const flagExiting = 0x4
 
 // Vanishing reports whether the line was read while the kernel was releasing the process: such a line says ppid 0 and
 // session -1 (attacks on the session rule have been built on it), so that nothing in it is evidence.
@@ -95,6 +100,10 @@ func ParseStat(data []byte) (Stat, error) {
 			s.PGRP, err = parsePID(tok)
 		case fieldSession:
 			s.Session, err = parsePID(tok)
+		case fieldFlags:
+			var flags uint64
+			flags, err = strconv.ParseUint(string(tok), 10, 32)
+			s.Exiting = flags&flagExiting != 0
 		case fieldNumThreads:
 			s.NumThreads, err = strconv.Atoi(string(tok))
 		case fieldStartTime:

@@ -20,12 +20,14 @@ func TestParseStat(t *testing.T) {
 		want Stat
 	}{
 		{"a zombie that exited with 7", statLine("27824", "sh", "Z", 27747, 27818, 27818, 1, 12345678, 7<<8),
-			Stat{27824, "sh", StateZombie, 27747, 27818, 27818, 1, 12345678, 1, 0x700}},
-		{"killed by SIGKILL", statLine("5", "x", "Z", 1, 1, 1, 1, 1, 9), Stat{5, "x", StateZombie, 1, 1, 1, 1, 1, 1, 9}},
-		{"parentheses in the command", statLine("5", "a) Z 1 (b", "S", 2, 3, 4, 1, 9, 0), Stat{5, "a) Z 1 (b", StateSleeping, 2, 3, 4, 1, 9, 1, 0}},
-		{"a newline in the command", statLine("5", "a\nb", "R", 2, 3, 4, 1, 9, 0), Stat{5, "a\nb", StateRunning, 2, 3, 4, 1, 9, 1, 0}},
-		{"an empty command", statLine("5", "", "S", 2, 3, 4, 1, 9, 0), Stat{5, "", StateSleeping, 2, 3, 4, 1, 9, 1, 0}},
-		{"a vanishing process", statLine("5", "x", "Z", 0, -1, -1, 0, 9, 0), Stat{5, "x", StateZombie, 0, -1, -1, 0, 9, 1, 0}},
+			Stat{27824, "sh", StateZombie, 27747, 27818, 27818, 1, 12345678, 1, 0x700, true}},
+		{"killed by SIGKILL", statLine("5", "x", "Z", 1, 1, 1, 1, 1, 9), Stat{5, "x", StateZombie, 1, 1, 1, 1, 1, 1, 9, true}},
+		{"parentheses in the command", statLine("5", "a) Z 1 (b", "S", 2, 3, 4, 1, 9, 0), Stat{5, "a) Z 1 (b", StateSleeping, 2, 3, 4, 1, 9, 1, 0, true}},
+		{"a newline in the command", statLine("5", "a\nb", "R", 2, 3, 4, 1, 9, 0), Stat{5, "a\nb", StateRunning, 2, 3, 4, 1, 9, 1, 0, true}},
+		{"an empty command", statLine("5", "", "S", 2, 3, 4, 1, 9, 0), Stat{5, "", StateSleeping, 2, 3, 4, 1, 9, 1, 0, true}},
+		{"not exiting", strings.Replace(statLine("5", "x", "S", 2, 3, 4, 1, 9, 0), " 4228108 ", " 4194560 ", 1),
+			Stat{5, "x", StateSleeping, 2, 3, 4, 1, 9, 1, 0, false}},
+		{"a vanishing process", statLine("5", "x", "Z", 0, -1, -1, 0, 9, 0), Stat{5, "x", StateZombie, 0, -1, -1, 0, 9, 1, 0, true}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -52,6 +54,7 @@ func TestParseStatRejects(t *testing.T) {
 		"pid 0":                 strings.Replace(good, "5 (", "0 (", 1),
 		"pid not a number":      strings.Replace(good, "5 (", "a (", 1),
 		"ppid beyond 32 bits":   strings.Replace(good, " 2 3 4 ", " 99999999999 3 4 ", 1),
+		"flags not a number":    strings.Replace(good, " 4228108 ", " x ", 1),
 		"cpu not a number":      strings.Replace(good, " 17 1 ", " 17 x ", 1),
 		"negative start time":   strings.Replace(good, " 0 9 ", " 0 -9 ", 1),
 		"parentheses reversed":  ")5( S 1 2 3",

@@ -361,13 +361,33 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 // later the next time.
 func (s *Sweeper) vanished(z *zombie) {
 	s.forget(z)
-	if z.judgement.Verdict != lineage.Adopted {
+	if z.judgement.Verdict != lineage.Adopted || s.ending() {
 		return
 	}
 	s.stats.Vanished++
 	if !z.tried {
 		s.grace = max(s.grace, LearnedGrace)
 	}
+}
+
+// ending reports whether PID 1 is gone or on its way out: its last thread then collects everybody in the namespace
+// (zap_pid_ns_processes() in kernel/pid_namespace.c).
+func (s *Sweeper) ending() bool {
+	leader, err := s.init()
+	if err != nil {
+		return true
+	}
+	if !leader.Exiting {
+		return false
+	}
+	// Its leader thread may be the only one that has exited.
+	tids, _ := s.cfg.Proc.Threads(s.cfg.Init.PID)
+	for _, tid := range tids {
+		if st, err := s.cfg.Proc.ThreadStat(s.cfg.Init.PID, tid); err == nil && !st.Exiting {
+			return false
+		}
+	}
+	return true
 }
 
 // judge gives the zombies that this look has found their verdicts, which they keep: nothing can be learned of a dead process

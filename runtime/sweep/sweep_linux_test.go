@@ -11,12 +11,15 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/lineage"
@@ -538,6 +541,56 @@ func TestVanishedIsCounted(t *testing.T) {
 	if st := s.Stats(); st.Vanished != 1 || st.Reaped != 0 {
 		t.Errorf("statistics %+v, want one vanished", st)
 	}
+}
+
+// A PID 1 that ends collects everybody in its namespace on the way (zap_pid_ns_processes() in kernel/pid_namespace.c), which can take a
+// while. That is not what the statistics mean by it.
+func TestEndOfInitIsNoCollecting(t *testing.T) {
+	p := startVictim(t)
+	s, c := p.sweeper(nil, 0)
+	p.do("own", "exec sleep 1000")
+	living, err := p.cgroup.Procs()
+	child := slices.DeleteFunc(living, func(pid procfs.HostPID) bool { return pid == p.pid() })
+	if err != nil || len(child) != 1 {
+		t.Fatalf("children %v, %v", child, err)
+	}
+	p.do("session", "(exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Adopted == 1 })
+
+	// A dead process belongs to its tracer until that has waited for it: PID 1 has to stay for it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if _, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(child[0]), 0, 0, 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	released := false
+	defer func() {
+		if !released {
+			_, _ = unix.Wait4(int(child[0]), nil, unix.WALL, nil)
+		}
+	}()
+	zombies, _ := s.Zombies(10)
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		_, err := p.proc.Stat(zombies[0].PID)
+		return errors.Is(err, procfs.ErrVanished), fmt.Sprint(zombies[0].PID, err)
+	})
+	if _, err := s.Sweep(t.Context()); err != nil && !errors.Is(err, sweep.ErrInitGone) {
+		t.Error(err)
+	}
+	if st := s.Stats(); st.Vanished != 0 || st.Grace > sweep.LearnedGrace/2 {
+		t.Errorf("statistics %+v: want none vanished", st)
+	}
+	if _, err := unix.Wait4(int(child[0]), nil, unix.WALL, nil); err != nil {
+		t.Fatal(err)
+	}
+	released = true
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		_, err := s.Sweep(t.Context())
+		return errors.Is(err, sweep.ErrInitGone), fmt.Sprint(err)
+	})
 }
 
 // log is a ForkLog that says the same of everybody.
