@@ -3,7 +3,8 @@ package sweep
 import "time"
 
 // Cadence decides how long to wait for the next sweep. Its limits follow from the promise that a proven orphan is gone
-// within the grace period and one second: a zombie may be seen one interval late and be acted on one interval late.
+// within the grace period and one second. A zombie is seen one interval late at most, and acted on gatherFor late: that only where others
+// are reaped, and then the interval is Near.
 type Cadence struct {
 	// Near is the interval while there are zombies; Far the longest interval without.
 	Near, Far time.Duration
@@ -16,7 +17,7 @@ type Cadence struct {
 // Default intervals. Nothing in the kernel wakes a stranger when a process is orphaned or dies, so Far bounds how late an
 // orphan is noticed that no exec left behind.
 const (
-	DefaultNear = 250 * time.Millisecond
+	DefaultNear = 350 * time.Millisecond
 	DefaultFar  = 500 * time.Millisecond
 	// DefaultAlone is Alone for most containers most of the time: what a look costs them is mostly the waking up.
 	DefaultAlone = 800 * time.Millisecond
@@ -36,10 +37,13 @@ func (c *Cadence) Next(r Result, now time.Time) time.Duration {
 	}
 	share := time.Duration(lookShare)
 	wait := c.next(r)
-	// Not later than the moment at which a candidate is due, but not at once either: more than one may fall due.
+	// Not later than the moment at which a candidate is due, but not at once either: more than one may fall due. The time until then is
+	// divided into equal parts, so that a look finds what is due and what is new together: what is found by one look falls due at the
+	// same instant.
 	if r.Zombies > 0 && !r.NextDue.IsZero() {
 		share = dueShare
-		wait = min(max(r.NextDue.Sub(now), minimum), wait)
+		left := max(r.NextDue.Sub(now), minimum)
+		wait = left / ((left + wait - 1) / wait)
 	}
 	return max(wait, (share-1)*r.Looking)
 }

@@ -24,6 +24,11 @@ func TestCadence(t *testing.T) {
 		{false, Result{Zombies: 1, NextDue: now.Add(80 * time.Millisecond)}, 80 * time.Millisecond},
 		{false, Result{Zombies: 1, NextDue: now.Add(-time.Second)}, minimum},
 		{false, Result{Zombies: 1, NextDue: now.Add(time.Hour)}, 250 * time.Millisecond},
+		// Equal parts, none longer than Near, end when it is due.
+		{false, Result{Zombies: 1, NextDue: now.Add(time.Second)}, 250 * time.Millisecond},
+		{false, Result{Zombies: 1, NextDue: now.Add(900 * time.Millisecond)}, 225 * time.Millisecond},
+		{false, Result{Zombies: 1, NextDue: now.Add(675 * time.Millisecond)}, 225 * time.Millisecond},
+		{false, Result{Zombies: 1, NextDue: now.Add(251 * time.Millisecond)}, 125500 * time.Microsecond},
 		{false, Result{}, 500 * time.Millisecond},
 		// A storm is looked at again at once, and a look that took long is not soon repeated in vain.
 		{false, Result{Zombies: 9999, More: true, Looking: time.Second}, 0},
@@ -50,6 +55,9 @@ func TestCadence(t *testing.T) {
 // that the cadence adds.
 func TestCadenceKeepsThePromise(t *testing.T) {
 	now := time.Unix(1000, 0)
+	if worst := DefaultNear + gatherFor; worst > 900*time.Millisecond {
+		t.Errorf("a leak may be acted on %v late", worst)
+	}
 	for _, longest := range []time.Duration{DefaultFar, DefaultAlone} {
 		c := Cadence{Near: DefaultNear, Far: DefaultFar, Alone: DefaultAlone}
 		late := time.Duration(0)

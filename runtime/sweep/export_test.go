@@ -10,9 +10,11 @@ func (s *Sweeper) SetLimits(look, tracked, useless, verify int) {
 // Tracked returns how many zombies are remembered.
 func (s *Sweeper) Tracked() int { return len(s.zombies) }
 
-// MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal.
+// MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal,
+// GatherFor that after an attach.
 const (
 	MaxStop    = maxStop
 	MaxBatch   = tracer.MaxBatch
 	QuickFirst = quickFirst
+	GatherFor  = gatherFor
 )

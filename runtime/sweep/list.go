@@ -29,7 +29,7 @@ type Zombie struct {
 func (s *Sweeper) Zombies(limit int) (list []Zombie, omitted int) {
 	for _, z := range s.zombies {
 		list = append(list, Zombie{
-			PID: z.pid, NSPID: z.nspid, Comm: z.comm, Session: z.session, Parent: s.cfg.Init.PID,
+			PID: z.pid, Comm: z.comm, Session: z.session, Parent: s.cfg.Init.PID,
 			FirstSeen: z.firstSeen, Status: z.status, Judgement: z.judgement,
 		})
 	}
@@ -48,9 +48,7 @@ func (s *Sweeper) Zombies(limit int) (list []Zombie, omitted int) {
 		list, omitted = list[:limit], len(list)-limit
 	}
 	for i := range list {
-		if z := &list[i]; z.NSPID == 0 {
-			z.NSPID = s.numberInside(z.PID)
-		}
+		list[i].NSPID = s.numberInside(list[i].PID)
 	}
 	return list, omitted
 }

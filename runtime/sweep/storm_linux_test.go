@@ -312,6 +312,7 @@ func TestSignalIsNoRefusal(t *testing.T) {
 	}
 	// Without progress it is put off, but not for long.
 	progress = false
+	c.now = c.now.Add(sweep.GatherFor)
 	p.herd("adopted", 1)
 	testutil.Eventually(t, 5*time.Second, func() (bool, string) {
 		asked := len(r.requests)
@@ -355,7 +356,7 @@ func TestManyZombiesAreReaped(t *testing.T) {
 	p.herd("adopted", zombies)
 	client := tracer.NewClient(worker)
 	defer client.Close()
-	s, _ := p.sweeper(client, 0)
+	s, c := p.sweeper(client, 0)
 	seen := 0
 	testutil.Eventually(t, time.Minute, func() (bool, string) {
 		res, err := s.Sweep(context.Background())
@@ -363,6 +364,7 @@ func TestManyZombiesAreReaped(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen += len(res.Reaped)
+		c.now = c.now.Add(sweep.GatherFor)
 		return seen == zombies, fmt.Sprintf("%d reaped, %+v", seen, s.Stats())
 	})
 	st := s.Stats()

@@ -86,6 +86,10 @@ const (
 	hurryFactor = 5
 	// overdueAfter is for how long PID 1 may be too busy to be stopped at leisure.
 	overdueAfter = time.Second
+	// gatherFor is how long after the last of its attaches a sweep that has had all reaped is followed by the next attach: each costs
+	// as much as a dozen zombies more in another.
+	gatherFor   = 300 * time.Millisecond
+	gatherBelow = 64 // more than these at once were worth an attach
 	// maxReap is how long a sweep goes on with its attaches before it reports.
 	maxReap = 500 * time.Millisecond
 	// walkShare is the part of one CPU, as 1/n, that the walks for rule L may take.
@@ -114,8 +118,7 @@ type zombie struct {
 	session   procfs.HostPID
 	thread    procfs.HostPID // of PID 1, on whose list it was found
 	comm      string
-	status    int          // wait(2)
-	nspid     procfs.NSPID // 0: not read yet
+	status    int // wait(2)
 	firstSeen time.Time
 	checked   time.Time // last seen as this process, not just as a number
 	retryAt   time.Time
@@ -159,6 +162,7 @@ type Sweeper struct {
 	perZombie time.Duration // of the time that PID 1 is stopped
 	quick     int           // times that it was tried again at once
 	restUntil time.Time     // by the machine's clock
+	gather    time.Time     // until then what falls due is left to fall due together
 
 	stats    Stats
 	declined Declined // in this sweep
@@ -563,6 +567,10 @@ func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
 	if s.retryAt.After(at) {
 		at = s.retryAt
 	}
+	// What has been tried before is tried again when it is time.
+	if s.gather.After(at) && z.retryWait == 0 && s.retryWait == 0 {
+		at = s.gather
+	}
 	return at, true
 }
 
@@ -608,7 +616,13 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
 	end := time.Now().Add(maxReap)
 	s.quick = 0
-	for n := 0; len(due) > 0 && ctx.Err() == nil; n++ {
+	for n := 0; ctx.Err() == nil; n++ {
+		if len(due) == 0 {
+			if len(reaped) > 0 && len(reaped) < gatherBelow {
+				s.gather = s.cfg.Now().Add(gatherFor)
+			}
+			break
+		}
 		if n > 0 && !time.Now().Before(end) {
 			return reaped, true
 		}
@@ -618,11 +632,8 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 		}
 		size := min(len(due), s.batch)
 		batch := due[:size:size]
-		req, orphans := s.prepare(batch)
-		if len(req.Zombies) == 0 {
-			due = due[size:]
-			continue
-		}
+		req := s.prepare(batch)
+		cgroups := s.cgroupsOf(batch)
 		rest := max(0, time.Until(s.restUntil))
 		if more := rest - tracer.MaxRest; more > 0 {
 			select {
@@ -633,7 +644,7 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 		}
 		req.Rest = min(rest, tracer.MaxRest)
 		req.Running = s.overdue(batch[0], s.cfg.Now())
-		got, undone, ok := s.attach(ctx, req, batch[:len(req.Zombies)], orphans, len(due) > size)
+		got, undone, ok := s.attach(ctx, req, batch, cgroups, len(due) > size)
 		reaped = append(reaped, got...)
 		if !ok {
 			break
@@ -645,46 +656,36 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	return reaped, false
 }
 
-// prepare makes the request for a batch. It moves those that take part to its front and forgets those that have vanished, and
-// reads what cannot be read any more once they are reaped.
-func (s *Sweeper) prepare(batch []*zombie) (tracer.Request, []Orphan) {
+// prepare makes the request for a batch.
+func (s *Sweeper) prepare(batch []*zombie) tracer.Request {
 	req := tracer.Request{
 		PID:       s.cfg.Init.PID,
 		StartTime: s.cfg.InitStartTime,
 		MaxStop:   maxStop,
-		Zombies:   make([]tracer.Zombie, 0, len(batch)),
+		Zombies:   make([]tracer.Zombie, len(batch)),
 	}
-	orphans := make([]Orphan, 0, len(batch))
-	for _, z := range batch {
-		if z.nspid == 0 {
-			status, err := s.cfg.Proc.Status(z.pid)
-			if errors.Is(err, procfs.ErrVanished) {
-				s.vanished(z)
-				continue
-			}
-			// The number that PID 1 knows it by is the one at PID 1's own level: a zombie of a nested namespace has more. If it
-			// is that of a new owner of the PID, the tracer sees its start time.
-			nspid, ok := status.At(s.level)
-			if err != nil || !ok {
-				z.retryAt, z.retryWait = s.backOff(z.retryWait, retryFirst, retryMax)
-				continue
-			}
-			z.nspid = nspid
-		}
-		o := Orphan{PID: z.pid, NSPID: z.nspid, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen}
-		if s.shared {
-			o.Cgroup = ContainerPath(s.cfg.Proc, z.pid)
-		}
-		batch[len(orphans)] = z
-		orphans = append(orphans, o)
-		req.Zombies = append(req.Zombies, tracer.Zombie{PID: z.pid, StartTime: z.startTime, NSPID: z.nspid})
+	for i, z := range batch {
+		req.Zombies[i] = tracer.Zombie{PID: z.pid, StartTime: z.startTime}
 	}
-	return req, orphans
+	return req
+}
+
+// cgroupsOf reads where the zombies of a batch died, which cannot be read any more once they are reaped, or returns nil where nobody wants
+// to know.
+func (s *Sweeper) cgroupsOf(batch []*zombie) []string {
+	if !s.shared {
+		return nil
+	}
+	paths := make([]string, len(batch))
+	for i, z := range batch {
+		paths[i] = ContainerPath(s.cfg.Proc, z.pid)
+	}
+	return paths
 }
 
 // attach asks the Reaper for one batch. undone is what it did not come to, and ok says whether it makes sense to go on now.
-// more says that this batch is not all that is due.
-func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombie, orphans []Orphan, more bool) (
+// more says that this batch is not all that is due; cgroups is nil or has one for each of the batch.
+func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombie, cgroups []string, more bool) (
 	reaped []Orphan, undone []*zombie, ok bool) {
 	report, err := s.cfg.Reaper.Reap(ctx, req)
 	if err != nil {
@@ -720,7 +721,11 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 			case lineage.Unproven:
 				s.stats.ReapedUnproven++
 			}
-			reaped = append(reaped, orphans[i])
+			o := Orphan{PID: z.pid, NSPID: r.NSPID, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen}
+			if cgroups != nil {
+				o.Cgroup = cgroups[i]
+			}
+			reaped = append(reaped, o)
 			s.forget(z)
 		case tracer.Vanished:
 			s.vanished(z)

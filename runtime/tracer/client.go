@@ -274,7 +274,9 @@ func (c *Client) command(args []string, journal *os.File) *exec.Cmd {
 	cmd.Args[0] = WorkerName // the path may be a file descriptor's
 	cmd.ExtraFiles = []*os.File{journal}
 	cmd.Dir = "/"
-	cmd.Env = []string{} // it needs none; a GODEBUG or GOMAXPROCS meant for us would change how it behaves
+	// A GODEBUG or GOMAXPROCS meant for us would change how it behaves. It works on one thread: with more processors the runtime wakes
+	// others to look for work.
+	cmd.Env = []string{"GOMAXPROCS=1"}
 	cmd.SysProcAttr = workerAttr()
 	return cmd
 }

@@ -7,18 +7,21 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 // executor carries out requests on one OS thread.
 type executor struct {
 	options
+	look *observer
 	tick *ticker
 	cpus unix.CPUSet // where the thread may run
 }
 
 // newExecutor is for the calling OS thread.
 func newExecutor(opts options) *executor {
-	e := &executor{options: opts}
+	e := &executor{options: opts, look: newObserver(os.DirFS("/proc"), procfs.DirectFS("/sys/fs/cgroup"))}
 	// Without either it works as well, only slower.
 	e.tick, _ = newTicker()
 	_ = unix.SchedGetaffinity(0, &e.cpus)
@@ -78,12 +81,12 @@ func (e *executor) perform(req Request) Report {
 
 func (e *executor) attempt(req Request, rep *Report) {
 	until := time.Now().Add(req.Rest)
-	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
+	o := e.look
 	f := newLiveFacts(o, req)
 	defer f.close()
 	p, err := o.zombies(req, f.first, rep.Results)
 	if err == nil {
-		time.Sleep(time.Until(until))
+		nap(until)
 		err = o.threads(req, &p, rep.Results)
 	}
 	if err == nil && p.tid != 0 {
@@ -116,5 +119,27 @@ func (e *executor) attempt(req Request, rep *Report) {
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		e.journal.close()
+	}
+}
+
+// nap sleeps on this thread: time.Sleep has another one look at the clock and hand over.
+func nap(until time.Time) {
+	for d := time.Until(until); d > 0; d = time.Until(until) {
+		ts := unix.NsecToTimespec(d.Nanoseconds())
+		_ = unix.Nanosleep(&ts, nil) // EINTR: a late tick
+	}
+}
+
+// awaitInput waits for something to read, or the end of the file, and reports whether there is either before idle is over.
+func awaitInput(fd int, idle time.Duration) (bool, error) {
+	until := time.Now().Add(idle)
+	for {
+		left := max(0, time.Until(until))
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int((left+time.Millisecond-1)/time.Millisecond))
+		if errors.Is(err, unix.EINTR) {
+			continue // a late tick
+		}
+		return n > 0, err
 	}
 }

@@ -162,7 +162,9 @@ func TestNestedNamespace(t *testing.T) {
 		t.Errorf("own child: %s", got)
 	}
 	v.parked("pause")
-	if rep := reap(t, c, v.request(z)); rep.Count(Reaped) != 1 {
+	number := z.NSPID
+	z.NSPID = 0 // to be looked up
+	if rep := reap(t, c, v.request(z)); rep.Count(Reaped) != 1 || rep.Results[0].NSPID != number {
 		t.Errorf("number at PID 1's level: %+v", rep)
 	}
 }

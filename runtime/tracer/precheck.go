@@ -65,16 +65,17 @@ func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), r
 
 	left := batchSize(p.maxStop)
 	for i, z := range req.Zombies {
-		p.reapers[i] = z.NSPID
 		if left == 0 {
 			continue
 		}
 		s, err := stat(i)
-		if why := o.zombie(s, err, req.PID, level, z); why != "" {
+		nspid, why := o.zombie(s, err, req.PID, level, z)
+		results[i].NSPID = nspid
+		if why != "" {
 			results[i].Outcome, results[i].Reason = outcomeOf(why), why
 			continue
 		}
-		p.todo[i] = true
+		p.reapers[i], p.todo[i] = nspid, true
 		left--
 	}
 	return p, nil
@@ -86,10 +87,11 @@ func batchSize(maxStop time.Duration) int {
 	return max(1, min(MaxBatch, int(maxStop/quickest)))
 }
 
-// zombie says why z, with that stat, may not be reaped by process parent, whose own PID-namespace level is level.
-func (o *observer) zombie(stat procfs.Stat, err error, parent procfs.HostPID, level int, z Zombie) Reason {
+// zombie returns the number of z, with that stat, at level, or says why it may not be reaped by process parent, whose own PID-namespace
+// level that is.
+func (o *observer) zombie(stat procfs.Stat, err error, parent procfs.HostPID, level int, z Zombie) (procfs.NSPID, Reason) {
 	if why := zombieStat(stat, err, parent, z); why != "" {
-		return why
+		return 0, why
 	}
 	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(z.PID) })
 	return zombieStatus(status, err, level, z)
@@ -128,19 +130,20 @@ func zombieStat(s procfs.Stat, err error, parent procfs.HostPID, z Zombie) Reaso
 	return ""
 }
 
-func zombieStatus(s procfs.Status, err error, level int, z Zombie) Reason {
+func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID, Reason) {
 	switch {
 	case errors.Is(err, procfs.ErrVanished):
-		return ReasonVanished
+		return 0, ReasonVanished
 	case err != nil:
-		return ReasonInternal
+		return 0, ReasonInternal
 	case s.TracerPid != 0:
-		return ReasonZombieTraced
+		return 0, ReasonZombieTraced
 	}
-	if nspid, ok := s.At(level); !ok || nspid != z.NSPID {
-		return ReasonWrongNSPID
+	nspid, ok := s.At(level)
+	if !ok || z.NSPID != 0 && nspid != z.NSPID {
+		return 0, ReasonWrongNSPID
 	}
-	return ""
+	return nspid, ""
 }
 
 // threads is the second step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses
@@ -206,7 +209,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 		c := classifyCall(sc.Nr, sc.Args)
 		target := c.waits
 		if target.isFD {
-			target = o.pidfdTarget(req.PID, target.fd, req.Zombies)
+			target = o.pidfdTarget(req.PID, target.fd, req.Zombies, p.reapers)
 		}
 		if target != (waitTarget{}) {
 			waits = append(waits, target)
@@ -225,12 +228,12 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 	}
 
 	remaining := 0
-	for i, z := range req.Zombies {
+	for i := range req.Zombies {
 		if !p.todo[i] {
 			continue
 		}
 		for _, w := range waits {
-			if w.any || w.nspid == z.NSPID {
+			if w.any || w.nspid == p.reapers[i] {
 				p.todo[i] = false
 				results[i].Outcome, results[i].Reason = Refused, ReasonWaiting
 				break
@@ -292,7 +295,7 @@ func covers(p *plan, w waitTarget) bool {
 
 // pidfdTarget says which of the zombies a wait by pidfd is for: all of them if it cannot be told. The pidfd's fdinfo has
 // the PID as the reader's own namespace knows it (pidfd_open(2), Linux 5.3).
-func (o *observer) pidfdTarget(pid procfs.HostPID, fd int, zombies []Zombie) waitTarget {
+func (o *observer) pidfdTarget(pid procfs.HostPID, fd int, zombies []Zombie, numbers []procfs.NSPID) waitTarget {
 	data, err := fs.ReadFile(o.raw, path.Join(pid.String(), "fdinfo", strconv.Itoa(fd)))
 	if err != nil {
 		return waitTarget{any: true}
@@ -306,9 +309,9 @@ func (o *observer) pidfdTarget(pid procfs.HostPID, fd int, zombies []Zombie) wai
 		if err != nil || n <= 0 {
 			break
 		}
-		for _, z := range zombies {
+		for i, z := range zombies {
 			if z.PID == procfs.HostPID(n) {
-				return waitTarget{nspid: z.NSPID}
+				return waitTarget{nspid: numbers[i]}
 			}
 		}
 		return waitTarget{} // for a child that nobody asked us to reap

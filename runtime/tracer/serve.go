@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
+	"runtime/metrics"
 	"time"
 )
 
@@ -16,71 +18,49 @@ const DefaultIdle = 5 * time.Second
 // nothing else frees that thread.
 var ErrStuck = errors.New("a thread did not stop in time; only the end of this process lets go of it")
 
+// collectAfter is how much is allocated before memory is collected: between requests, since a collection wakes threads by the dozen,
+// and not after each, for that is more than an attach costs.
+const collectAfter = 8 << 20
+
 // Serve carries out the requests that come on in, one line each, and writes one report line for each to out. It returns
 // nil when in ends or when no request has come for idle (0: DefaultIdle), else what went wrong: ErrStuck, a malformed
 // request, a failed write. It must be called on a locked OS thread (runtime.LockOSThread): a ptrace relation belongs to a
-// thread, not to a process.
+// thread, not to a process. All that it does is done on that thread, for handing over to another one wakes it.
 //
 // What has to be put back if the process dies is written to journal; without one, nobody does.
-func Serve(in io.Reader, out io.Writer, idle time.Duration, journal *Journal) error {
+func Serve(in, out *os.File, idle time.Duration, journal *Journal) error {
 	return serve(in, out, idle, archOptions(journal))
 }
 
-func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error {
+func serve(in, out *os.File, idle time.Duration, opts options) error {
 	if idle <= 0 {
 		idle = DefaultIdle
 	}
-	type input struct {
-		line []byte
-		err  error
-	}
-	lines := make(chan input)
-	next := make(chan struct{}, 1)
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		r := bufio.NewReaderSize(in, maxLine)
-		for {
-			// One line at a time: the buffer belongs to the server until it asks for the next.
-			select {
-			case <-next:
-			case <-done:
-				return
-			}
-			line, err := readLine(r)
-			select {
-			case lines <- input{line, err}:
-			case <-done:
-				return
-			}
-		}
-	}()
+	fd := int(in.Fd()) // blocking from here on
+	r := bufio.NewReaderSize(in, maxLine)
 	e := newExecutor(opts)
 	defer e.close()
-	timer := time.NewTimer(idle)
-	defer timer.Stop()
+	kept := allocated()
 	for {
-		next <- struct{}{}
-		timer.Reset(idle)
-		var got input
-		select {
-		case got = <-lines:
-		case <-timer.C:
-			return nil
-		}
-		if got.err != nil {
-			if errors.Is(got.err, io.EOF) {
+		if r.Buffered() == 0 {
+			if come, err := awaitInput(fd, idle); err != nil {
+				return fmt.Errorf("wait for a request: %w", err)
+			} else if !come {
 				return nil
 			}
-			return fmt.Errorf("read request: %w", got.err)
 		}
-		req, err := DecodeRequest(got.line)
+		line, err := readLine(r)
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read request: %w", err)
+		}
+		req, err := DecodeRequest(line)
 		if err != nil {
 			return err
 		}
 		rep := e.perform(req)
-		line, err := EncodeReport(rep)
-		if err != nil {
+		if line, err = EncodeReport(rep); err != nil {
 			return err
 		}
 		if _, err := out.Write(line); err != nil {
@@ -89,6 +69,19 @@ func serve(in io.Reader, out io.Writer, idle time.Duration, opts options) error 
 		if rep.Reason == ReasonTimeout {
 			return ErrStuck
 		}
-		runtime.GC() // now, rather than while the next process stands still
+		if now := allocated(); now-kept >= collectAfter {
+			runtime.GC() // now, rather than while the next process stands still
+			kept = now
+		}
 	}
+}
+
+// allocated returns how many bytes have been allocated so far.
+func allocated() uint64 {
+	sample := [1]metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample[:])
+	if sample[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64()
 }

@@ -8,7 +8,7 @@ import (
 
 // Version is the version of the protocol between [Client] and worker. Both come from one build, so there is no
 // negotiation: a difference is an error.
-const Version = 1
+const Version = 2
 
 const (
 	// DefaultMaxStop is the stop budget of a request that names none.
@@ -33,8 +33,9 @@ type Zombie struct {
 	PID       procfs.HostPID `json:"pid"`
 	StartTime uint64         `json:"startTime"` // clock ticks since boot (proc_pid_stat(5), field 22)
 	// NSPID is the zombie's number at PID 1's own PID-namespace level: the one that PID 1 itself would pass to waitid.
-	// A zombie of a nested namespace has further numbers, which may belong to other children of PID 1.
-	NSPID procfs.NSPID `json:"nspid"`
+	// A zombie of a nested namespace has further numbers, which may belong to other children of PID 1. 0: the worker looks it up,
+	// and says it in the [Result].
+	NSPID procfs.NSPID `json:"nspid,omitempty"`
 }
 
 // Request asks for zombies to be reaped by their parent.
@@ -107,6 +108,7 @@ type Result struct {
 	PID     procfs.HostPID `json:"pid"`
 	Outcome Outcome        `json:"outcome"`
 	Reason  Reason         `json:"reason,omitempty"` // "" for Reaped
+	NSPID   procfs.NSPID   `json:"nspid,omitempty"`  // at PID 1's level; 0: not looked up
 }
 
 // Report answers a Request.

@@ -62,7 +62,7 @@ func (r Request) check() error {
 		return bad("rest of %v, want 0 to %v", r.Rest, MaxRest)
 	}
 	for i, z := range r.Zombies {
-		if z.PID <= 0 || z.PID > maxPID || z.NSPID <= 0 || z.NSPID > maxPID {
+		if z.PID <= 0 || z.PID > maxPID || z.NSPID < 0 || z.NSPID > maxPID {
 			return bad("zombie %d: pid %d, number %d in the namespace", i, z.PID, z.NSPID)
 		}
 		if z.PID == r.PID {
@@ -114,6 +114,9 @@ func (r Report) check() error {
 		case Reaped, Vanished, Refused, Left:
 		default:
 			return bad("result %d: outcome %q", i, cutText(string(res.Outcome), 32))
+		}
+		if res.NSPID < 0 || res.NSPID > maxPID {
+			return bad("result %d: number %d in the namespace", i, res.NSPID)
 		}
 		if len(res.Reason) > maxDetail {
 			return bad("result %d: reason of %d bytes", i, len(res.Reason))

@@ -53,6 +53,7 @@ func TestBadRequests(t *testing.T) {
 		{"too many zombies", func(r *Request) { r.Zombies = make([]Zombie, MaxZombies+1) }},
 		{"zombie without pid", func(r *Request) { r.Zombies[0].PID = 0 }},
 		{"wait for any child", func(r *Request) { r.Zombies[0].NSPID = -1 }},
+		{"number too large", func(r *Request) { r.Zombies[0].NSPID = maxPID + 1 }},
 		{"PID 1 as zombie", func(r *Request) { r.Zombies[0].PID = r.PID }},
 		{"negative budget", func(r *Request) { r.MaxStop = -1 }},
 		{"endless budget", func(r *Request) { r.MaxStop = MaxMaxStop + 1 }},
@@ -67,8 +68,8 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "{", "null", "[]", "{}", `{"version":1}`, `{"version":1,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
-		`{"version":1,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":1,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
+		"", "{", "null", "[]", "{}", `{"version":2}`, `{"version":2,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
+		`{"version":2,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":2,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
 		strings.Repeat(" ", maxLine+1),
 	} {
 		if _, err := DecodeRequest([]byte(text)); err == nil {
@@ -154,8 +155,8 @@ func TestReadLine(t *testing.T) {
 func FuzzDecodeRequest(f *testing.F) {
 	line, _ := EncodeRequest(validRequest())
 	f.Add(line)
-	f.Add([]byte(`{"version":1,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
-	f.Add([]byte(`{"version":1,"pid":1e2,"zombies":[]}`))
+	f.Add([]byte(`{"version":2,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
+	f.Add([]byte(`{"version":2,"pid":1e2,"zombies":[]}`))
 	f.Add([]byte("{}\n{}"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		req, err := DecodeRequest(data)
@@ -175,8 +176,8 @@ func FuzzDecodeRequest(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	line, _ := EncodeReport(validReport())
 	f.Add(line)
-	f.Add([]byte(`{"version":1,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
-	f.Add([]byte(`{"version":1,"results":null}`))
+	f.Add([]byte(`{"version":2,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
+	f.Add([]byte(`{"version":2,"results":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		rep, err := DecodeReport(data)
 		if err != nil {
