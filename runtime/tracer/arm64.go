@@ -46,6 +46,7 @@ const (
 // architecture.
 const (
 	arm64RestartSys    = -512 // ERESTARTSYS
+	arm64RestartNoIntr = -513 // ERESTARTNOINTR
 	arm64RestartNoHand = -514 // ERESTARTNOHAND
 	arm64RestartBlock  = -516 // ERESTART_RESTARTBLOCK
 	arm64EINTR         = -4
@@ -106,9 +107,10 @@ func (r *arm64Regs) restart(int64) (next arm64Regs, byHand bool) {
 
 // restarted looks at r, taken at the entry stop to which a restart has led, and says which restart code it was.
 //
-// restart_syscall(2) says so itself. For the others see the calls in fs/select.c, fs/eventpoll.c, kernel/signal.c, and
-// kernel/time/hrtimer.c (hrtimer_nanosleep(): an absolute time needs no block).
-func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) {
+// A guess of ERESTARTNOINTR is none: the call had not begun, and it begins whatever happens before. restart_syscall(2) says so
+// itself. For the others see the calls in fs/select.c, fs/eventpoll.c, kernel/signal.c, and kernel/time/hrtimer.c
+// (hrtimer_nanosleep(): an absolute time needs no block).
+func (r *arm64Regs) restarted(parked *arm64Regs, guess int64) (code int64, ok bool) {
 	if r.args() != parked.args() || r.pc != parked.pc || r.sp != parked.sp {
 		return 0, false
 	}
@@ -117,6 +119,8 @@ func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) 
 		return arm64RestartBlock, true
 	case r.sysno != parked.sysno:
 		return 0, false
+	case guess == arm64RestartNoIntr:
+		return guess, true
 	}
 	switch r.sysno {
 	case arm64Ppoll, arm64Pselect6, arm64RtSigsuspend, arm64EpollPwait, arm64EpollPwait2, arm64ClockNanosleep:
@@ -125,8 +129,9 @@ func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) 
 	return arm64RestartSys, true
 }
 
-// fill takes from the event stop what the syscall stop that r was taken at does not show.
-func (r *arm64Regs) fill(parked *arm64Regs) { r.x[7] = parked.x[7] }
+// fill takes from a stop of the signal path what the syscall stop that r was taken at does not show. That the thread's own x7 is
+// still there to be taken is due to its being out of reach at every stop at which it is hidden.
+func (r *arm64Regs) fill(shown *arm64Regs) { r.x[7] = shown.x[7] }
 
 func (r arm64Regs) withResult(v int64) arm64Regs {
 	r.x[0], r.ret = uint64(v), 0

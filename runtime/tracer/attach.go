@@ -195,6 +195,7 @@ type attach struct {
 	owedCont   bool // our SIGSTOP has removed a SIGCONT that PID 1 would have noticed
 	restarting bool // restartsBeforeStop: the signal path has rewound the call, with an argument 0 that may not be its own
 	caught     bool // the call had not begun when it was stopped: it is executed as if nothing had been
+	filled     bool // caught: fill has been given what the entry stop did not show
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
@@ -304,7 +305,7 @@ func (a *attach) session() error {
 	if err := a.untilEventStop(); err != nil {
 		return err
 	}
-	if a.p.running {
+	if a.p.running && (!restartsBeforeStop || seen.Running) { // else it has parked since
 		err = a.catch()
 	} else if err = a.parked(seen); err == nil {
 		err = a.toEntry()
@@ -631,6 +632,15 @@ func (a *attach) atEntry() {
 // Where the kernel prepares a restart before the stop, argument 0 has to be put back as well: everything else is right.
 func (a *attach) legal() error {
 	if a.restarting {
+		if a.caught && !a.filled {
+			if err := a.t.getRegs(&a.swap); err != nil {
+				return fmt.Errorf("get registers: %w", err)
+			}
+			for _, r := range []*registers{&a.entry, &a.resume, &a.back, &a.again} {
+				r.fill(&a.swap)
+			}
+			a.filled = true
+		}
 		if err := a.t.setRegs(&a.back); err != nil {
 			return fmt.Errorf("restore registers: %w", err)
 		}
@@ -666,7 +676,9 @@ func (a *attach) checkEntry() error {
 	if a.code, ok = a.entry.restarted(&parked, a.code); !ok {
 		return no(ReasonBusy, "%s became call %d", a.call.name, a.entry.nr())
 	}
-	a.entry.fill(&parked)
+	if !a.caught {
+		a.entry.fill(&parked)
+	}
 	a.ownCall = true
 	end := a.code
 	if a.call.plainEINTR && !a.call.endless && !a.caught {

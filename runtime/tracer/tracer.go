@@ -51,7 +51,7 @@ type Request struct {
 	// looked at meanwhile, which takes longer than to reap them.
 	Rest time.Duration `json:"restNs,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
-	// parked in. For a PID 1 that has so much to do that it never waits. Not on every architecture.
+	// parked in. For a PID 1 that has so much to do that it never waits.
 	Running bool `json:"running,omitempty"`
 }
 
