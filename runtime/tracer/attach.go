@@ -38,6 +38,9 @@ const maxSignals = 256
 // maxScrubs is how many SIGSTOPs from inside are taken out at the end of an attach.
 const maxScrubs = 8
 
+// undoLooks is how often undoStop looks at a thread that stays running.
+const undoLooks = 20
+
 // allSignals is a mask of all of them. The kernel leaves SIGKILL and SIGSTOP out of it (PTRACE_SETSIGMASK in ptrace(2)).
 const (
 	allSignals  = ^procfs.SignalSet(0)
@@ -245,7 +248,7 @@ func (a *attach) run() {
 	}
 	if a.rep.Attached && a.rep.Reason != ReasonVanished && a.rep.Reason != ReasonTimeout {
 		a.undoStop()
-		if a.owedCont {
+		if a.owedCont && !a.otherStop { // a stop that came later has removed it for good
 			_ = a.t.sendCont()
 		}
 	}
@@ -1352,22 +1355,26 @@ func (a *attach) letGo(sig int) error {
 
 // undoStop looks, after the detach, whether a SIGSTOP from inside has slipped into the queue at the last moment, and takes
 // it back: SIGCONT removes what is pending and wakes what is stopped (signal(7)). A stop from outside is left alone as far
-// as it can be told.
+// as it can be told, and so it looks no longer than it must: whatever comes after the detach is from outside.
 func (a *attach) undoStop() {
 	if !a.p.isInit || a.otherStop {
 		return
 	}
-	for range 20 {
+	for look := range undoLooks {
 		st, err := a.f.thread()
 		if err != nil {
 			return
 		}
-		if (st.SigPnd | st.ShdPnd).Has(sigStop) || st.State == procfs.StateStopped {
-			_ = a.t.sendCont()
+		// A thread takes a SIGSTOP out of the queue and stops in one go (get_signal() and do_signal_stop() in
+		// kernel/signal.c), and the status names the state before the queues. So a single thread has had none if there is none
+		// in the queues at the first look and it is not stopped at the second.
+		alone := a.p.threads == 1
+		switch {
+		case st.State == procfs.StateStopped, (look == 0 || !alone) && (st.SigPnd | st.ShdPnd).Has(sigStop):
+			a.rep.UndidStop = a.t.sendCont() == nil
 			return
-		}
-		if st.State != procfs.StateRunning {
-			return // parked again: it has gone through its signals
+		case alone && look > 0, st.State != procfs.StateRunning: // parked again: it has gone through its signals
+			return
 		}
 	}
 }

@@ -122,7 +122,10 @@ type Report struct {
 	Syscall string         `json:"syscall,omitempty"` // the call it was parked in, by name
 	// Stopped is how long that thread was held, from its first stop to the detach, in nanoseconds on the wire.
 	Stopped time.Duration `json:"stoppedNs"`
-	Results []Result      `json:"results"` // one for each Zombie of the request, in its order
+	// UndidStop: a SIGSTOP that PID 1 got right at the detach was taken back with a SIGCONT. One from inside its namespace would not
+	// have worked without us, and at that moment one from outside cannot be told from it: who sent that has to send it again.
+	UndidStop bool     `json:"undidStop,omitempty"`
+	Results   []Result `json:"results"` // one for each Zombie of the request, in its order
 }
 
 // Count returns how many results have the outcome o.
