@@ -158,19 +158,24 @@ func (r *arm64Regs) sameCall(o *arm64Regs) bool { //nolint:unused // on arm64
 	return r.sysno == o.sysno && r.args() == o.args() && r.pc == o.pc && r.sp == o.sp
 }
 
-// swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid swapped in and run,
-// or with a restart prepared that has an argument 0 of waitid (see rewound).
+// swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid's arguments swapped in and
+// a call run, or with a restart prepared that has an argument 0 of waitid (see rewound), or all of them: restart_syscall needs none.
 func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool { //nolint:unused // on arm64
 	_, args := waitidCall(nspid)
 	switch x := [5]uint64(r.x[1:6]); {
 	case r.sp != entry.sp:
 		return false
-	case r.pc == entry.pc:
-		return x == [5]uint64(args[1:])
+	case r.pc != entry.pc && r.pc != entry.pc-arm64InsnSize:
+		return false
+	case x == [5]uint64(args[1:]):
+		return true
 	default:
-		return r.pc == entry.pc-arm64InsnSize && x == [5]uint64(entry.x[1:6]) && r.x[0] == args[0]
+		return r.pc != entry.pc && x == [5]uint64(entry.x[1:6]) && r.x[0] == args[0]
 	}
 }
+
+// swappedIn reports whether that is the number of a call that is swapped in.
+func swappedIn(nr int64) bool { return nr == arm64Waitid || nr == arm64Getpid } //nolint:unused // on arm64
 
 // arm64Recovered returns what to replace such registers with.
 func arm64Recovered(entry, end *arm64Regs) arm64Regs { //nolint:unused // on arm64

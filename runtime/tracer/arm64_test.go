@@ -104,6 +104,19 @@ func TestARM64Registers(t *testing.T) {
 	if s := r.withCall(arm64Waitid, [6]uint64{1, 42}); s.nr() != arm64Waitid || s.x[1] != 42 || s.x[8] != arm64Futex || s.pc != r.pc {
 		t.Errorf("swapped: %+v", s)
 	}
+	const nspid = 42
+	_, waitid := waitidCall(nspid)
+	half := r.withCall(arm64Futex, [6]uint64(waitid))
+	restarted := half.rewound()
+	if !half.swapped(&r, nspid) || !restarted.swapped(&r, nspid) || r.swapped(&r, nspid) || half.swapped(&r, nspid+1) {
+		t.Error("registers with waitid's arguments are not told from the thread's own")
+	}
+	own := r.rewound()
+	led := own
+	led.x[0] = waitid[0] // what a prepared restart has taken for argument 0
+	if own.x[0] = 2; own.swapped(&r, nspid) || !led.swapped(&r, nspid) {
+		t.Error("a restart with argument 0 of waitid is not told from the thread's own")
+	}
 	if b := r.withResult(-512).rewound(); b.nr() != -1 || b.pc != r.pc-4 || b.result() != -512 {
 		t.Errorf("rewound: %+v", b)
 	}

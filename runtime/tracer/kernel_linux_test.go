@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -112,7 +113,7 @@ func TestParkedCalls(t *testing.T) {
 }
 
 func TestThousandZombies(t *testing.T) {
-	const n = 1000
+	n := 1000 / int(testutil.Slow(1))
 	for _, call := range []string{"futex", "poll"} {
 		t.Run(call, func(t *testing.T) {
 			v := startVictim(t, "parked", call, fmt.Sprint(n), "0")

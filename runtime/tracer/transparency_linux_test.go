@@ -741,7 +741,7 @@ func naive(order helperOrder, out interface{ Encode(any) error }) error {
 				return err
 			}
 		case damageHideEINTR:
-			if err := t.rewind(); err != nil {
+			if s.sig, err = t.hideEINTR(s.sig); err != nil {
 				return err
 			}
 		}
