@@ -325,7 +325,7 @@ func TestSignalIsNoRefusal(t *testing.T) {
 
 // The real tracer, and all that the limits allow for: every zombie goes, and PID 1 runs in between.
 func TestManyZombiesAreReaped(t *testing.T) {
-	const zombies = 2000
+	zombies := 2000 / int(testutil.Slow(1))
 	worker := buildWorker(t)
 	if why := tracer.Supported(); why != "" {
 		t.Skipf("the tracer: %s", why)
