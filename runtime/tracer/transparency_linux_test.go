@@ -422,7 +422,7 @@ func (s *sitter) pester(c *Client, zs []Zombie, n int, pace time.Duration) *tall
 			s.t.Errorf("zombie vanished by itself: %+v", rep)
 			zs = zs[1:]
 		}
-		if sum.attached == 0 && tries >= n && rep.Reason == ReasonUnsafeSyscall {
+		if never := rep.Reason == ReasonUnsafeSyscall || rep.Reason == ReasonBusy && s.nrs[0] < 0; never && sum.attached == 0 && tries >= n {
 			break
 		}
 		time.Sleep(pace)
