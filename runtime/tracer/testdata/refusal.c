@@ -168,6 +168,10 @@ int main(int argc, char **argv)
 		int p[2];
 		if (pipe(p))
 			die("pipe");
+		// Its SIGCHLD must not come once there is a tracer, which would be shown it and does not look.
+		siginfo_t si;
+		if (n > 0 && waitid(P_ALL, 0, &si, WEXITED | WNOWAIT))
+			die("waitid");
 		if (xfork() == 0) {
 			if (ptrace(PTRACE_SEIZE, 1, 0, 0))
 				die("seize");
