@@ -8,7 +8,7 @@ import (
 )
 
 // VictimsEnv names a directory with the C programs of all testdata directories, compiled statically and named without the
-// ".c", for machines that have no compiler.
+// ".c", and with reaper-tracer, for machines that have no compiler.
 const VictimsEnv = "REAPER_TEST_VICTIMS"
 
 // Victim returns the path of the C program testdata/name.c of the package under test, compiled. It skips the test where

@@ -54,7 +54,7 @@ func main() {
 	flag.IntVar(&c.slow, "slow", 8, "factor for the deadlines of the tests")
 	flag.IntVar(&c.kills, "kills", 5, "how often TestCrash kills the tracer in each state")
 	flag.IntVar(&c.reaps, "reaps", 5, "how many zombies TestTransparency reaps in each call")
-	flag.DurationVar(&c.timeout, "timeout", 90*time.Minute, "longest run of the machine")
+	flag.DurationVar(&c.timeout, "timeout", 75*time.Minute, "longest run of the machine")
 	flag.StringVar(&c.record, "record", "", "file with the table to add the results to")
 	flag.BoolVar(&c.verbose, "v", false, "show the kernel's messages")
 	flag.Parse()

@@ -2,6 +2,7 @@ package sweep_test
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -14,15 +15,24 @@ import (
 	"github.com/reaper-shim/reaper/runtime/tracer"
 )
 
-// TestRefusedZombieKeepsItsChance: as long as PID 1 cannot be made to reap, it is tried again, ever more seldom, and the reason is
-// counted; once the reason ends the zombie is reaped by the next try, with the real tracer.
-func TestRefusedZombieKeepsItsChance(t *testing.T) {
-	p := startVictim(t)
+// buildWorker returns the path of the tracer's program.
+func buildWorker(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv(testutil.VictimsEnv); dir != "" {
+		return filepath.Join(dir, tracer.WorkerName)
+	}
 	worker := filepath.Join(t.TempDir(), tracer.WorkerName)
 	if out, err := exec.Command("go", "build", "-o", worker, "../../cmd/reaper-tracer").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v: %s", err, out)
 	}
-	client := tracer.NewClient(worker)
+	return worker
+}
+
+// TestRefusedZombieKeepsItsChance: as long as PID 1 cannot be made to reap, it is tried again, ever more seldom, and the reason is
+// counted; once the reason ends the zombie is reaped by the next try, with the real tracer.
+func TestRefusedZombieKeepsItsChance(t *testing.T) {
+	p := startVictim(t)
+	client := tracer.NewClient(buildWorker(t))
 	t.Cleanup(func() { client.Close() })
 	s, c := p.sweeper(client, 0)
 	signal := func(sig syscall.Signal, want procfs.State) {

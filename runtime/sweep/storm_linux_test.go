@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,12 +21,7 @@ import (
 func startHerd(t testing.TB) *pid1 {
 	t.Helper()
 	testutil.Root(t)
-	bin := filepath.Join(t.TempDir(), "herd")
-	cc := testutil.Tool(t, "gcc")
-	if out, err := exec.Command(cc, "-static", "-pthread", "-O1", "-Wall", "-Werror", "-o", bin, "testdata/herd.c").CombinedOutput(); err != nil {
-		t.Fatalf("compile herd.c: %v\n%s", err, out)
-	}
-	return start(t, bin, "herd")
+	return start(t, testutil.Victim(t, "herd"), "herd")
 }
 
 func (p *pid1) herd(what string, n int) {
@@ -333,20 +326,8 @@ func TestSignalIsNoRefusal(t *testing.T) {
 
 // The real tracer, and all that the limits allow for: every zombie goes, and PID 1 runs in between.
 func TestManyZombiesAreReaped(t *testing.T) {
-	const zombies = 2000
-	worker, err := testutil.FindTool(tracer.WorkerName)
-	if err != nil {
-		worker = filepath.Join(t.TempDir(), tracer.WorkerName)
-		root, err := testutil.RepoRoot()
-		if err != nil {
-			t.Fatal(err)
-		}
-		build := exec.Command("go", "build", "-o", worker, "./cmd/reaper-tracer")
-		build.Dir = root
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build the tracer: %v\n%s", err, out)
-		}
-	}
+	zombies := 2000 / int(testutil.Slow(1))
+	worker := buildWorker(t)
 	if why := tracer.Supported(); why != "" {
 		t.Skipf("the tracer: %s", why)
 	}

@@ -13,7 +13,7 @@ type arm64Regs struct {
 	x              [31]uint64
 	sp, pc, pstate uint64
 
-	sysno int64 // NT_ARM_SYSTEM_CALL; -1 outside of a call, and at every stop of the signal path
+	sysno int32 // NT_ARM_SYSTEM_CALL; -1 outside of a call, and at every stop of the signal path
 	ret   int64 // of interrupted(): the result that the call had
 }
 
@@ -46,6 +46,7 @@ const (
 // architecture.
 const (
 	arm64RestartSys    = -512 // ERESTARTSYS
+	arm64RestartNoIntr = -513 // ERESTARTNOINTR
 	arm64RestartNoHand = -514 // ERESTARTNOHAND
 	arm64RestartBlock  = -516 // ERESTART_RESTARTBLOCK
 	arm64EINTR         = -4
@@ -56,7 +57,7 @@ func (r *arm64Regs) native() bool { return r.mode() == arm64ModeEL0t }
 // mode returns what says whether the thread is in 64-bit user mode, for people.
 func (r *arm64Regs) mode() uint64 { return r.pstate & arm64ModeMask }
 
-func (r *arm64Regs) nr() int64 { return r.sysno }
+func (r *arm64Regs) nr() int64 { return int64(r.sysno) }
 
 func (r *arm64Regs) args() [6]uint64 { return [6]uint64(r.x[:6]) }
 
@@ -78,10 +79,10 @@ func (r *arm64Regs) interrupted(seen procfs.Syscall) arm64Regs {
 	switch {
 	case r.sysno >= 0 || seen.Running || seen.Nr < 0:
 	case r.pc == seen.PC-arm64InsnSize:
-		k.pc, k.sysno, k.ret = seen.PC, int64(int32(r.x[8])), arm64RestartSys
+		k.pc, k.sysno, k.ret = seen.PC, int32(r.x[8]), arm64RestartSys
 	case r.pc == seen.PC && r.sp == seen.SP && int64(r.x[0]) == arm64EINTR && int64(r.x[8]) == seen.Nr &&
 		[5]uint64(r.x[1:6]) == [5]uint64(seen.Args[1:]):
-		k.x[0], k.sysno, k.ret = seen.Args[0], seen.Nr, arm64EINTR
+		k.x[0], k.sysno, k.ret = seen.Args[0], int32(seen.Nr), arm64EINTR
 	}
 	return k
 }
@@ -106,9 +107,10 @@ func (r *arm64Regs) restart(int64) (next arm64Regs, byHand bool) {
 
 // restarted looks at r, taken at the entry stop to which a restart has led, and says which restart code it was.
 //
-// restart_syscall(2) says so itself. For the others see the calls in fs/select.c, fs/eventpoll.c, kernel/signal.c, and
-// kernel/time/hrtimer.c (hrtimer_nanosleep(): an absolute time needs no block).
-func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) {
+// A guess of ERESTARTNOINTR is none: the call had not begun, and it begins whatever happens before. restart_syscall(2) says so
+// itself. For the others see the calls in fs/select.c, fs/eventpoll.c, kernel/signal.c, and kernel/time/hrtimer.c
+// (hrtimer_nanosleep(): an absolute time needs no block).
+func (r *arm64Regs) restarted(parked *arm64Regs, guess int64) (code int64, ok bool) {
 	if r.args() != parked.args() || r.pc != parked.pc || r.sp != parked.sp {
 		return 0, false
 	}
@@ -117,6 +119,8 @@ func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) 
 		return arm64RestartBlock, true
 	case r.sysno != parked.sysno:
 		return 0, false
+	case guess == arm64RestartNoIntr:
+		return guess, true
 	}
 	switch r.sysno {
 	case arm64Ppoll, arm64Pselect6, arm64RtSigsuspend, arm64EpollPwait, arm64EpollPwait2, arm64ClockNanosleep:
@@ -125,8 +129,9 @@ func (r *arm64Regs) restarted(parked *arm64Regs, _ int64) (code int64, ok bool) 
 	return arm64RestartSys, true
 }
 
-// fill takes from the event stop what the syscall stop that r was taken at does not show.
-func (r *arm64Regs) fill(parked *arm64Regs) { r.x[7] = parked.x[7] }
+// fill takes from a stop of the signal path what the syscall stop that r was taken at does not show. That the thread's own x7 is
+// still there to be taken is due to its being out of reach at every stop at which it is hidden.
+func (r *arm64Regs) fill(shown *arm64Regs) { r.x[7] = shown.x[7] }
 
 func (r arm64Regs) withResult(v int64) arm64Regs {
 	r.x[0], r.ret = uint64(v), 0
@@ -134,7 +139,7 @@ func (r arm64Regs) withResult(v int64) arm64Regs {
 }
 
 func (r arm64Regs) withCall(nr int64, args [6]uint64) arm64Regs {
-	r.sysno, r.ret = nr, 0
+	r.sysno, r.ret = int32(nr), 0
 	copy(r.x[:], args[:])
 	return r
 }
@@ -149,26 +154,31 @@ func (r arm64Regs) rewound() arm64Regs {
 	return r
 }
 
-func (r *arm64Regs) sameCall(o *arm64Regs) bool { //nolint:unused // on arm64
+func (r *arm64Regs) sameCall(o *arm64Regs) bool {
 	return r.sysno == o.sysno && r.args() == o.args() && r.pc == o.pc && r.sp == o.sp
 }
 
-// swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid swapped in and run,
-// or with a restart prepared that has an argument 0 of waitid (see rewound).
-func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool { //nolint:unused // on arm64
+// swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid's arguments swapped in and
+// a call run, or with a restart prepared that has an argument 0 of waitid (see rewound), or all of them: restart_syscall needs none.
+func (r *arm64Regs) swapped(entry *arm64Regs, nspid int) bool {
 	_, args := waitidCall(nspid)
 	switch x := [5]uint64(r.x[1:6]); {
 	case r.sp != entry.sp:
 		return false
-	case r.pc == entry.pc:
-		return x == [5]uint64(args[1:])
+	case r.pc != entry.pc && r.pc != entry.pc-arm64InsnSize:
+		return false
+	case x == [5]uint64(args[1:]):
+		return true
 	default:
-		return r.pc == entry.pc-arm64InsnSize && x == [5]uint64(entry.x[1:6]) && r.x[0] == args[0]
+		return r.pc != entry.pc && x == [5]uint64(entry.x[1:6]) && r.x[0] == args[0]
 	}
 }
 
+// swappedIn reports whether that is the number of a call that is swapped in.
+func swappedIn(nr int64) bool { return nr == arm64Waitid || nr == arm64Getpid }
+
 // arm64Recovered returns what to replace such registers with.
-func arm64Recovered(entry, end *arm64Regs) arm64Regs { //nolint:unused // on arm64
+func arm64Recovered(entry, end *arm64Regs) arm64Regs {
 	if end.result() == arm64EINTR {
 		return *end
 	}

@@ -8,7 +8,7 @@ import (
 
 // parkedARM64 returns what /proc says of a thread blocked in a call, and its registers before the stop.
 func parkedARM64(nr int64, args [6]uint64) (procfs.Syscall, arm64Regs) {
-	r := arm64Regs{sp: 0x7ffe, pc: 0x401004, sysno: nr}
+	r := arm64Regs{sp: 0x7ffe, pc: 0x401004, sysno: int32(nr)}
 	copy(r.x[:], args[:])
 	r.x[7], r.x[8] = 77, uint64(nr)
 	return procfs.Syscall{Nr: nr, Args: args, SP: r.sp, PC: r.pc}, r
@@ -103,6 +103,33 @@ func TestARM64Registers(t *testing.T) {
 	_, r := parkedARM64(arm64Futex, [6]uint64{1, 2, 3, 4, 5, 6})
 	if s := r.withCall(arm64Waitid, [6]uint64{1, 42}); s.nr() != arm64Waitid || s.x[1] != 42 || s.x[8] != arm64Futex || s.pc != r.pc {
 		t.Errorf("swapped: %+v", s)
+	}
+	const nspid = 42
+	_, waitid := waitidCall(nspid)
+	half := r.withCall(arm64Futex, waitid)
+	restarted := half.rewound()
+	if !half.swapped(&r, nspid) || !restarted.swapped(&r, nspid) || r.swapped(&r, nspid) || half.swapped(&r, nspid+1) {
+		t.Error("registers with waitid's arguments are not told from the thread's own")
+	}
+	own := r.rewound()
+	led := own
+	led.x[0] = waitid[0] // what a prepared restart has taken for argument 0
+	if own.x[0] = 2; own.swapped(&r, nspid) || !led.swapped(&r, nspid) {
+		t.Error("a restart with argument 0 of waitid is not told from the thread's own")
+	}
+	full := r.withCall(arm64Waitid, waitid)
+	if !r.sameCall(&r) || full.sameCall(&r) || half.sameCall(&r) {
+		t.Error("the call is not told from waitid")
+	}
+	if swappedIn(r.nr()) || !swappedIn(full.nr()) {
+		t.Error("the number of the call is not told from waitid's")
+	}
+	end := r.withResult(arm64EINTR)
+	if arm64Recovered(&r, &end) != end {
+		t.Error("an EINTR was not kept")
+	}
+	if end = r.withResult(arm64RestartSys); arm64Recovered(&r, &end) != r.rewound() {
+		t.Error("a restart is not one")
 	}
 	if b := r.withResult(-512).rewound(); b.nr() != -1 || b.pc != r.pc-4 || b.result() != -512 {
 		t.Errorf("rewound: %+v", b)

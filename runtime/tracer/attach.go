@@ -38,6 +38,9 @@ const maxSignals = 256
 // maxScrubs is how many SIGSTOPs from inside are taken out at the end of an attach.
 const maxScrubs = 8
 
+// undoLooks is how often undoStop looks at a thread that stays running.
+const undoLooks = 20
+
 // allSignals is a mask of all of them. The kernel leaves SIGKILL and SIGSTOP out of it (PTRACE_SETSIGMASK in ptrace(2)).
 const (
 	allSignals  = ^procfs.SignalSet(0)
@@ -195,6 +198,7 @@ type attach struct {
 	owedCont   bool // our SIGSTOP has removed a SIGCONT that PID 1 would have noticed
 	restarting bool // restartsBeforeStop: the signal path has rewound the call, with an argument 0 that may not be its own
 	caught     bool // the call had not begun when it was stopped: it is executed as if nothing had been
+	filled     bool // caught: fill has been given what the entry stop did not show
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
@@ -244,7 +248,7 @@ func (a *attach) run() {
 	}
 	if a.rep.Attached && a.rep.Reason != ReasonVanished && a.rep.Reason != ReasonTimeout {
 		a.undoStop()
-		if a.owedCont {
+		if a.owedCont && !a.otherStop { // a stop that came later has removed it for good
 			_ = a.t.sendCont()
 		}
 	}
@@ -304,7 +308,7 @@ func (a *attach) session() error {
 	if err := a.untilEventStop(); err != nil {
 		return err
 	}
-	if a.p.running {
+	if a.p.running && (!restartsBeforeStop || seen.Running) { // else it has parked since
 		err = a.catch()
 	} else if err = a.parked(seen); err == nil {
 		err = a.toEntry()
@@ -631,6 +635,15 @@ func (a *attach) atEntry() {
 // Where the kernel prepares a restart before the stop, argument 0 has to be put back as well: everything else is right.
 func (a *attach) legal() error {
 	if a.restarting {
+		if a.caught && !a.filled {
+			if err := a.t.getRegs(&a.swap); err != nil {
+				return fmt.Errorf("get registers: %w", err)
+			}
+			for _, r := range []*registers{&a.entry, &a.resume, &a.back, &a.again} {
+				r.fill(&a.swap)
+			}
+			a.filled = true
+		}
 		if err := a.t.setRegs(&a.back); err != nil {
 			return fmt.Errorf("restore registers: %w", err)
 		}
@@ -666,7 +679,9 @@ func (a *attach) checkEntry() error {
 	if a.code, ok = a.entry.restarted(&parked, a.code); !ok {
 		return no(ReasonBusy, "%s became call %d", a.call.name, a.entry.nr())
 	}
-	a.entry.fill(&parked)
+	if !a.caught {
+		a.entry.fill(&parked)
+	}
 	a.ownCall = true
 	end := a.code
 	if a.call.plainEINTR && !a.call.endless && !a.caught {
@@ -1340,22 +1355,26 @@ func (a *attach) letGo(sig int) error {
 
 // undoStop looks, after the detach, whether a SIGSTOP from inside has slipped into the queue at the last moment, and takes
 // it back: SIGCONT removes what is pending and wakes what is stopped (signal(7)). A stop from outside is left alone as far
-// as it can be told.
+// as it can be told, and so it looks no longer than it must: whatever comes after the detach is from outside.
 func (a *attach) undoStop() {
 	if !a.p.isInit || a.otherStop {
 		return
 	}
-	for range 20 {
+	for look := range undoLooks {
 		st, err := a.f.thread()
 		if err != nil {
 			return
 		}
-		if (st.SigPnd | st.ShdPnd).Has(sigStop) || st.State == procfs.StateStopped {
-			_ = a.t.sendCont()
+		// A thread takes a SIGSTOP out of the queue and stops in one go (get_signal() and do_signal_stop() in
+		// kernel/signal.c), and the status names the state before the queues. So a single thread has had none if there is none
+		// in the queues at the first look and it is not stopped at the second.
+		alone := a.p.threads == 1
+		switch {
+		case st.State == procfs.StateStopped, (look == 0 || !alone) && (st.SigPnd | st.ShdPnd).Has(sigStop):
+			a.rep.UndidStop = a.t.sendCont() == nil
 			return
-		}
-		if st.State != procfs.StateRunning {
-			return // parked again: it has gone through its signals
+		case alone && look > 0, st.State != procfs.StateRunning: // parked again: it has gone through its signals
+			return
 		}
 	}
 }

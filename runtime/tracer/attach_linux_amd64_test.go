@@ -645,6 +645,52 @@ func TestAttachSequences(t *testing.T) {
 }
 
 // TestRegistersLayout: the kernel fills the structure by position.
+// looksAt answers each look at the thread with the next status, and in the end with the last one.
+type looksAt struct {
+	fakeFacts
+	answers []procfs.Status
+	looks   int
+}
+
+func (f *looksAt) thread() (procfs.Status, error) {
+	st := f.answers[min(f.looks, len(f.answers)-1)]
+	f.looks++
+	return st, nil
+}
+
+// TestUndoStop: a SIGSTOP that can be from inside is taken back, and the thread is looked at no longer than it can be.
+func TestUndoStop(t *testing.T) {
+	running := procfs.Status{State: procfs.StateRunning}
+	asleep, stopped, pending := running, running, running
+	asleep.State, stopped.State = procfs.StateSleeping, procfs.StateStopped
+	pending.ShdPnd = 1 << (sigStop - 1)
+	for _, tc := range []struct {
+		name    string
+		threads int
+		answers []procfs.Status
+		undone  bool
+		looks   int
+	}{
+		{"nothing", 1, []procfs.Status{asleep}, false, 1},
+		{"pending", 1, []procfs.Status{pending}, true, 1},
+		{"stopped", 1, []procfs.Status{stopped}, true, 1},
+		{"taken out of the queue during the first look", 1, []procfs.Status{running, stopped}, true, 2},
+		{"sent after the first look", 1, []procfs.Status{running, pending}, false, 2},
+		{"at work", 1, []procfs.Status{running}, false, 2},
+		{"another thread took it, and this one stops late", 2, []procfs.Status{running, running, stopped}, true, 3},
+		{"pending beside other threads", 2, []procfs.Status{running, pending}, true, 2},
+		{"at work beside other threads", 2, []procfs.Status{running}, false, undoLooks},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, k := &looksAt{answers: tc.answers}, &fakeTracee{t: t}
+			a := &attach{t: k, f: f, p: plan{isInit: true, threads: tc.threads}, rep: &Report{}}
+			if a.undoStop(); a.rep.UndidStop != tc.undone || slices.Contains(k.log, "SIGCONT") != tc.undone || f.looks != tc.looks {
+				t.Errorf("taken back: %v after %d looks, %v; want %v after %d", a.rep.UndidStop, f.looks, k.log, tc.undone, tc.looks)
+			}
+		})
+	}
+}
+
 func TestRegistersLayout(t *testing.T) {
 	r := registers{Orig_rax: unix.SYS_FUTEX, Rax: 1, Rip: 0x1002, Rdi: 1, Rsi: 2, Rdx: 3, R10: 4, R8: 5, R9: 6}
 	if b := r.rewound(); b.Rip != 0x1000 || b.Rax != unix.SYS_FUTEX || b.nr() != -1 || b.args() != r.args() {

@@ -99,7 +99,7 @@ func (k *simKernel) user(trace bool) {
 		k.t.Fatalf("the thread runs at %#x with x0 %#x; so far %v", k.r.pc, k.r.x[0], k.log)
 	}
 	k.r.pc += 4
-	k.orig, k.r.sysno = k.r.x[0], int64(k.r.x[8])
+	k.orig, k.r.sysno = k.r.x[0], int32(k.r.x[8])
 	if trace {
 		k.stopAt("entry", stopSyscall)
 		return
@@ -132,7 +132,7 @@ func (k *simKernel) ownCall() {
 	if k.code == -516 {
 		want = arm64RestartSyscall
 	}
-	if k.r.sysno != want || k.r.args() != k.seen.Args || k.orig != k.seen.Args[0] || k.r.x[7] != 77 {
+	if k.r.nr() != want || k.r.args() != k.seen.Args || k.orig != k.seen.Args[0] || k.r.x[7] != 77 {
 		k.t.Errorf("call %d, arguments %#x, x7 %d, orig_x0 %#x; want %d, %#x; so far %v", k.r.sysno, k.r.args(), k.r.x[7], k.orig, want, k.seen.Args, k.log)
 	}
 }
@@ -202,7 +202,7 @@ func (k *simKernel) syscallInfo() (syscallInfo, error) {
 	i := syscallInfo{arch: auditArch}
 	switch k.where {
 	case "entry":
-		i.op, i.nr = opEntry, k.r.sysno
+		i.op, i.nr = opEntry, k.r.nr()
 	case "exit":
 		i.op, i.value = opExit, int64(k.r.x[0])
 	}
@@ -299,7 +299,7 @@ func TestRestarts(t *testing.T) {
 						rep := decline(Request{Zombies: make([]Zombie, n)}, "", "")
 						a := &attach{t: k, f: f, p: p, now: time.Now, rep: &rep, options: options{exitStop: restoreAtExit, unpinned: unpinned}}
 						a.run()
-						if rep.Reason != "" && !(late && rep.Reason == ReasonSigchldPending) {
+						if rep.Reason != "" && (!late || rep.Reason != ReasonSigchldPending) {
 							t.Errorf("report: %s %s", rep.Reason, rep.Detail)
 						}
 						if len(k.reaped) != want || rep.Count(Reaped) != want {

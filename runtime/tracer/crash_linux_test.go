@@ -128,7 +128,14 @@ func done(marker string) bool {
 	return err == nil
 }
 
+// moreDeeds are those of one architecture.
+var moreDeeds = map[string]func(*Journal){}
+
 func do(deed string, j *Journal) {
+	if f := moreDeeds[deed]; f != nil {
+		f(j)
+		return
+	}
 	pid, tid := int(j.page.pid), int(j.page.tid)
 	switch deed {
 	case deedHold:

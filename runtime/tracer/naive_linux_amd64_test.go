@@ -31,3 +31,7 @@ func rewindRegs(gpr []byte) {
 		*wordAt(gpr, rip) -= 2
 	}
 }
+
+// hideEINTR has the call that is interrupted by sig made anew after the handler, from its signal-delivery stop, and returns what
+// signal to let go with.
+func (t *thread) hideEINTR(sig int) (int, error) { return sig, t.rewind() }

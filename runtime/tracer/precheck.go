@@ -266,7 +266,7 @@ func (o *observer) threads(req Request, p *plan, results []Result) error {
 			p.otherFD = best.call.waits.fd
 		}
 		return nil
-	case req.Running && !restartsBeforeStop && running != 0:
+	case req.Running && running != 0:
 		p.tid, p.running = running, true
 		return nil
 	case strict:

@@ -47,12 +47,11 @@ type thread struct {
 	near bool    // it seems to run on our CPU, where it gets nowhere while we ask
 
 	// Buffers that the kernel writes to, here so that no call allocates.
-	iov   unix.Iovec
-	sysno int32 //nolint:unused // on arm64
-	info  [syscallInfoMaxSize]byte
-	sig   [siginfoSize]byte
-	set   uint64
-	peek  struct {
+	iov  unix.Iovec
+	info [syscallInfoMaxSize]byte
+	sig  [siginfoSize]byte
+	set  uint64
+	peek struct {
 		off   uint64
 		flags uint32
 		nr    int32

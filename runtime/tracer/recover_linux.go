@@ -207,11 +207,14 @@ func (m *mender) registers() error {
 	if err := m.t.getRegs(&r); err != nil {
 		return fmt.Errorf("get registers: %w", err)
 	}
-	if r.swapped(&m.j.entry, int(m.j.nspid.Load())) || r == m.j.entry.rewound() {
+	entry, end := m.j.entry, m.j.end
+	entry.fill(&r) // a call that was caught at its entry
+	end.fill(&r)
+	if r.swapped(&entry, int(m.j.nspid.Load())) || r == entry.rewound() {
 		// Rewound ones are right, but a handler that runs now has to end the call.
-		r = recovered(&m.j.parked, &m.j.entry, &m.j.end)
-		c := classifyCall(m.j.entry.nr(), m.j.entry.args())
-		m.lead = restartsBeforeStop && r == m.j.entry.rewound() && !c.plainEINTR
+		r = recovered(&m.j.parked, &entry, &end)
+		c := classifyCall(entry.nr(), entry.args())
+		m.lead = restartsBeforeStop && r == entry.rewound() && !c.plainEINTR
 	} else if c := classifyCall(r.nr(), r.args()); c.plainEINTR && c.endless && r.result() == resultEINTR {
 		r = r.withResult(errRestartNoHand)
 	} else {

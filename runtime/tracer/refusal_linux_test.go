@@ -472,7 +472,7 @@ func TestExitReachesParent(t *testing.T) {
 				began := make(chan time.Time, 1)
 				go func() {
 					defer close(ended)
-					time.Sleep(time.Duration(i) * 500 * time.Microsecond) // a little later each time
+					time.Sleep(testutil.Slow(time.Duration(i) * 500 * time.Microsecond)) // a little later each time
 					began <- time.Now()
 					if err := tc.end(v); err != nil {
 						t.Error(err)
@@ -507,7 +507,8 @@ func TestExitReachesParent(t *testing.T) {
 		})
 	}
 	t.Run("exec", func(t *testing.T) {
-		v := startRefusal(t, "exec", 60)
+		v := startPID1(t, compileVictim(t, "refusal"), "exec", "60", fmt.Sprint(testutil.Slow(time.Millisecond).Milliseconds()))
+		v.expect("ready")
 		zs := v.orphans(60)
 		c := newClient(t)
 		reaped, attached := 0, 0

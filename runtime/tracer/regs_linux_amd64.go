@@ -101,7 +101,7 @@ func (r *registers) restarted(parked *registers, code int64) (int64, bool) {
 	return code, r.nr() == want && r.args() == parked.args()
 }
 
-// fill takes from the event stop what the entry stop does not show.
+// fill takes from a stop of the signal path what the entry stop does not show.
 func (r *registers) fill(*registers) {}
 
 // withResult returns r with another result of the system call.

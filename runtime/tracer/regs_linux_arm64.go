@@ -19,7 +19,7 @@ const restartsBeforeStop = true
 const restoreAtExit = true
 
 const (
-	errRestartNoIntr = -513 // unused: Request.Running has no effect where restartsBeforeStop holds
+	errRestartNoIntr = arm64RestartNoIntr
 	errRestartNoHand = arm64RestartNoHand
 	resultEINTR      = -int64(unix.EINTR)
 	resultECHILD     = -int64(unix.ECHILD)

@@ -26,19 +26,36 @@ func (t *thread) getRegs(r *registers) error {
 	if t.iov.Len != arm64RegsSize {
 		return fmt.Errorf("%w: %d bytes of registers", errNotNative, t.iov.Len)
 	}
-	if err := t.regset(unix.PTRACE_GETREGSET, ntARMSystemCall, unsafe.Pointer(&t.sysno), 4); err != nil {
+	if err := t.regset(unix.PTRACE_GETREGSET, ntARMSystemCall, unsafe.Pointer(&r.sysno), 4); err != nil {
 		return fmt.Errorf("get number of system call: %w", err)
 	}
-	r.sysno, r.ret = int64(t.sysno), 0
+	r.ret = 0
 	return nil
 }
 
-// setRegs writes the number first: with the old one and new arguments PID 1's own call would be executed on those, were we
-// killed in between.
+// setRegs writes number and arguments one after the other, and this process may be killed in between. The thread then makes its own call
+// on the arguments of the one that is swapped in, which every call that is exchanged refuses without effect. It never makes
+// waitid on its own arguments: that would write to where the third of them points, whatever it returns (kernel/exit.c).
 func (t *thread) setRegs(r *registers) error {
-	t.sysno = int32(r.sysno)
-	if err := t.regset(unix.PTRACE_SETREGSET, ntARMSystemCall, unsafe.Pointer(&t.sysno), 4); err != nil {
+	if swappedIn(r.nr()) {
+		if err := t.setArgs(r); err != nil {
+			return err
+		}
+		return t.setNumber(r)
+	}
+	if err := t.setNumber(r); err != nil {
+		return err
+	}
+	return t.setArgs(r)
+}
+
+func (t *thread) setNumber(r *registers) error {
+	if err := t.regset(unix.PTRACE_SETREGSET, ntARMSystemCall, unsafe.Pointer(&r.sysno), 4); err != nil {
 		return fmt.Errorf("set number of system call: %w", err)
 	}
+	return nil
+}
+
+func (t *thread) setArgs(r *registers) error {
 	return t.regset(unix.PTRACE_SETREGSET, ntPRStatus, unsafe.Pointer(&r.x), arm64RegsSize)
 }

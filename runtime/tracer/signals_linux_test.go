@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -32,7 +33,7 @@ func TestTransparencySignals(t *testing.T) {
 			c := newClient(t)
 			sum := &tally{reasons: map[Reason]int{}, calls: map[string]int{}}
 			stop, stopped := make(chan struct{}), make(chan struct{})
-			var reaped atomic.Int64
+			var reaped, undid atomic.Int64
 			zs := v.orphans(orphans)
 			go func() {
 				defer close(stopped)
@@ -49,6 +50,9 @@ func TestTransparencySignals(t *testing.T) {
 						return
 					}
 					sum.add(rep)
+					if rep.UndidStop {
+						undid.Add(1)
+					}
 					reaped.Add(int64(rep.Count(Reaped)))
 					n := 0
 					for n < len(rep.Results) && rep.Results[n].Outcome == Reaped {
@@ -99,7 +103,7 @@ func TestTransparencySignals(t *testing.T) {
 			<-stopped
 			v.poke()
 			line := v.expect("done")
-			t.Logf("%s; %d attaches in %v, %d reaped, reasons %v", line, sum.attached, sum.calls, sum.reaped, sum.reasons)
+			t.Logf("%s; %d stops, %d taken back; %d attaches in %v, %d reaped, reasons %v", line, rounds+undone, undone, sum.attached, sum.calls, sum.reaped, sum.reasons)
 			r := sitReport{}
 			for f := range strings.FieldsSeq(line) {
 				k, val, _ := strings.Cut(f, "=")
@@ -107,8 +111,10 @@ func TestTransparencySignals(t *testing.T) {
 			}
 			want := sitReport{"terms": fmt.Sprint(rounds), "conts": fmt.Sprint(rounds + undone), "rts": fmt.Sprint(3 * sent[0]), "disorder": "0", "odd": "0",
 				"kids": r["reaped"], "spurious": "0", "other": "0", "late": "0"}
-			if undone > 1 {
-				t.Errorf("%d of %d stops taken back", undone, rounds+undone)
+			// None but what the tracer has taken back knowingly, one in an attach at most. How many that are depends on how long the
+			// detach takes beside the rest, and that on the machine.
+			if n := int(undid.Load()); undone > n || undone > 1 && testutil.Slow(1) == 1 {
+				t.Errorf("%d of %d stops taken back, %d by the tracer's own word", undone, rounds+undone, n)
 			}
 			if call == "rt_sigtimedwait" {
 				delete(want, "spurious") // a stop from outside gives it an EINTR (signal(7))

@@ -52,7 +52,7 @@ type Request struct {
 	// looked at meanwhile, which takes longer than to reap them.
 	Rest time.Duration `json:"restNs,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
-	// parked in. For a PID 1 that has so much to do that it never waits. Not on every architecture.
+	// parked in. For a PID 1 that has so much to do that it never waits.
 	Running bool `json:"running,omitempty"`
 }
 
@@ -124,7 +124,10 @@ type Report struct {
 	Syscall string         `json:"syscall,omitempty"` // the call it was parked in, by name
 	// Stopped is how long that thread was held, from its first stop to the detach, in nanoseconds on the wire.
 	Stopped time.Duration `json:"stoppedNs"`
-	Results []Result      `json:"results"` // one for each Zombie of the request, in its order
+	// UndidStop: a SIGSTOP that PID 1 got right at the detach was taken back with a SIGCONT. One from inside its namespace would not
+	// have worked without us, and at that moment one from outside cannot be told from it: who sent that has to send it again.
+	UndidStop bool     `json:"undidStop,omitempty"`
+	Results   []Result `json:"results"` // one for each Zombie of the request, in its order
 }
 
 // Count returns how many results have the outcome o.

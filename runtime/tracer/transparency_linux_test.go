@@ -422,7 +422,7 @@ func (s *sitter) pester(c *Client, zs []Zombie, n int, pace time.Duration) *tall
 			s.t.Errorf("zombie vanished by itself: %+v", rep)
 			zs = zs[1:]
 		}
-		if sum.attached == 0 && tries >= n && rep.Reason == ReasonUnsafeSyscall {
+		if never := rep.Reason == ReasonUnsafeSyscall || rep.Reason == ReasonBusy && s.nrs[0] < 0; never && sum.attached == 0 && tries >= n {
 			break
 		}
 		time.Sleep(pace)
@@ -741,7 +741,7 @@ func naive(order helperOrder, out interface{ Encode(any) error }) error {
 				return err
 			}
 		case damageHideEINTR:
-			if err := t.rewind(); err != nil {
+			if s.sig, err = t.hideEINTR(s.sig); err != nil {
 				return err
 			}
 		}

@@ -420,7 +420,7 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 	if err := f.open(&p); err != nil {
 		return err
 	}
-	(&attach{t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: &rep}).run()
+	(&attach{options: archOptions(nil), t: &thread{tid: int(p.tid), tgid: int(req.PID)}, f: f, p: p, now: time.Now, rep: &rep}).run()
 	return out.Encode(rep)
 }
 

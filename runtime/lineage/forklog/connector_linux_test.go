@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -140,24 +141,41 @@ func TestConnectorRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {
-		args []string
+		drop []uintptr // capabilities
 		attr unix.SysProcAttr
 		want string
 	}{
-		"without CAP_NET_ADMIN":     {[]string{testutil.Tool(t, "setpriv"), "--bounding-set=-net_admin", self}, unix.SysProcAttr{}, "permission true, unsupported false"},
-		"in another PID namespace":  {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, "permission false, unsupported true"},
-		"in another user namespace": {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "permission true, unsupported false"},
+		"without CAP_NET_ADMIN":     {[]uintptr{unix.CAP_NET_ADMIN}, unix.SysProcAttr{}, "permission true, unsupported false"},
+		"in another PID namespace":  {nil, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, "permission false, unsupported true"},
+		"in another user namespace": {nil, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "permission true, unsupported false"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(tt.args[0], tt.args[1:]...)
+			cmd := exec.Command(self)
 			cmd.Env = append(os.Environ(), tryVariable+"=1")
 			cmd.SysProcAttr = &tt.attr
-			out, err := cmd.CombinedOutput()
+			out, err := outputWithout(cmd, tt.drop)
 			if err != nil || !strings.Contains(string(out), tt.want) {
 				t.Errorf("%s, %v; want %s", out, err, tt.want)
 			}
 		})
 	}
+}
+
+// outputWithout runs a program without some capabilities: it gets the bounding set of the thread that starts it.
+func outputWithout(cmd *exec.Cmd, caps []uintptr) (out []byte, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with this function
+		for _, c := range caps {
+			if err = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+				return
+			}
+		}
+		out, err = cmd.CombinedOutput()
+	}()
+	<-done
+	return out, err
 }
 
 // What a log knew when it was closed it still knows: a proof does not become one less for it. What is born later it knows nothing of.

@@ -448,23 +448,22 @@ func TestPerfRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	setpriv := testutil.Tool(t, "setpriv")
 	for name, tt := range map[string]struct {
-		args []string
+		drop []uintptr // capabilities
 		attr unix.SysProcAttr
 		want string
 	}{
 		// CAP_SYS_PTRACE would do as well while kernel.perf_event_paranoid is 2 or less (perf_check_permission, kernel/events/core.c).
-		"without CAP_PERFMON": {[]string{setpriv, "--bounding-set=-perfmon,-sys_admin,-sys_ptrace", self}, unix.SysProcAttr{}, "perf: permission true"},
+		"without CAP_PERFMON": {[]uintptr{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}, unix.SysProcAttr{}, "perf: permission true"},
 		// A shim in a container: the capabilities of a user namespace are none for the host's processes.
-		"in another user namespace": {[]string{self}, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "perf: permission true"},
+		"in another user namespace": {nil, unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "perf: permission true"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			subject := newSubject(t, "/bin/true")
-			cmd := exec.Command(tt.args[0], tt.args[1:]...)
+			cmd := exec.Command(self)
 			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", tryVariable, subject.pid()))
 			cmd.SysProcAttr = &tt.attr
-			out, err := cmd.CombinedOutput()
+			out, err := outputWithout(cmd, tt.drop)
 			if err != nil || !strings.Contains(string(out), tt.want) {
 				t.Errorf("%s, %v; want %s", out, err, tt.want)
 			}

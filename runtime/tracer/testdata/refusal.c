@@ -1,8 +1,8 @@
 // PID 1 in states in which it must be left alone, or in which it can be served only with care.
 //
-//	refusal MODE ORPHANS
+//	refusal MODE ORPHANS [MILLISECONDS]
 //
-// It leaves orphans behind, prints "ready" and is in its state. A byte on standard input ends that.
+// The milliseconds are what "exec" waits before it replaces itself. It leaves orphans behind, prints "ready" and is in its state. A byte on standard input ends that.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -124,7 +124,7 @@ static void *hammer(void *arg)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3)
+	if (argc != 3 && argc != 4)
 		return 2;
 	const char *mode = argv[1];
 	int n = atoi(argv[2]);
@@ -168,6 +168,10 @@ int main(int argc, char **argv)
 		int p[2];
 		if (pipe(p))
 			die("pipe");
+		// Its SIGCHLD must not come once there is a tracer, which would be shown it and does not look.
+		siginfo_t si;
+		if (n > 0 && waitid(P_ALL, 0, &si, WEXITED | WNOWAIT))
+			die("waitid");
 		if (xfork() == 0) {
 			if (ptrace(PTRACE_SEIZE, 1, 0, 0))
 				die("seize");
@@ -215,9 +219,9 @@ int main(int argc, char **argv)
 		if (n == -1)
 			_exit(EXIT_CODE);
 		snprintf(left, sizeof left, "%d", n + 1);
-		struct timespec ms = { 0, 1000000 };
+		struct timespec ms = { 0, (argc > 3 ? atoi(argv[3]) : 1) * 1000000 };
 		ppoll(NULL, 0, &ms, NULL);
-		execl("/proc/self/exe", argv[0], "exec", left, NULL);
+		execl("/proc/self/exe", argv[0], "exec", left, argv[3], NULL); // argv ends with NULL
 		die("exec");
 	} else
 		die(mode);

@@ -490,8 +490,42 @@ static void *execer(void *arg)
 static volatile long signals;
 static void count(int sig) { (void)sig; signals++; }
 
+#if defined(__aarch64__)
+// wait_events is epoll_wait(2). wrong counts the registers beside the result that it has changed (syscall(2): it keeps all). They have
+// other values each time.
+static int wait_events(int ep, struct epoll_event *got, int n, int ms, long *wrong)
+{
+	static unsigned long round;
+	unsigned long v = ++round * 0x9e3779b97f4a7c15;
+	register long x8 __asm__("x8") = SYS_epoll_pwait;
+	register long x0 __asm__("x0") = ep;
+	register unsigned long x1 __asm__("x1") = (unsigned long)got, x2 __asm__("x2") = n, x3 __asm__("x3") = ms, x4 __asm__("x4") = 0;
+	register unsigned long x5 __asm__("x5") = 8, x6 __asm__("x6") = v, x7 __asm__("x7") = v + 7, x9 __asm__("x9") = v + 9;
+	register unsigned long x15 __asm__("x15") = v + 15, x16 __asm__("x16") = v + 16, x17 __asm__("x17") = v + 17;
+	__asm__ volatile("svc #0"
+			 : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3), "+r"(x4), "+r"(x5), "+r"(x6), "+r"(x7), "+r"(x8), "+r"(x9), "+r"(x15),
+			   "+r"(x16), "+r"(x17)
+			 :
+			 : "memory", "cc");
+	long res = x0;
+	*wrong += (x1 != (unsigned long)got) + (x2 != (unsigned long)n) + (x3 != (unsigned long)ms) + (x4 != 0) + (x5 != 8) + (x6 != v) +
+		  (x7 != v + 7) + (x8 != SYS_epoll_pwait) + (x9 != v + 9) + (x15 != v + 15) + (x16 != v + 16) + (x17 != v + 17);
+	if (res < 0) {
+		errno = -res;
+		return -1;
+	}
+	return res;
+}
+#else
+static int wait_events(int ep, struct epoll_event *got, int n, int ms, long *wrong)
+{
+	(void)wrong;
+	return epoll_wait(ep, got, n, ms);
+}
+#endif
+
 // serve is a server that never waits: there is always something to do. It stops at a byte on standard input and says how often it
-// went round, how often it was interrupted, how often a call did not do what it must, and how many real-time signals came.
+// went round, how often it was interrupted, how often a call did not do what it must or changed a register, and how many real-time signals came.
 static void serve(void)
 {
 	on_signal(SIGRTMIN, count, SA_RESTART);
@@ -505,7 +539,7 @@ static void serve(void)
 		die("epoll");
 	for (int end = 0; !end; rounds++) {
 		struct epoll_event got[2] = { 0 };
-		int n = epoll_wait(ep, got, 2, 60000);
+		int n = wait_events(ep, got, 2, 60000, &bad);
 		if (n < 0 && errno == EINTR) {
 			eintr++;
 			continue;
