@@ -644,7 +644,6 @@ func TestAttachSequences(t *testing.T) {
 	}
 }
 
-// TestRegistersLayout: the kernel fills the structure by position.
 // looksAt answers each look at the thread with the next status, and in the end with the last one.
 type looksAt struct {
 	fakeFacts
@@ -691,6 +690,7 @@ func TestUndoStop(t *testing.T) {
 	}
 }
 
+// TestRegistersLayout: the kernel fills the structure by position.
 func TestRegistersLayout(t *testing.T) {
 	r := registers{Orig_rax: unix.SYS_FUTEX, Rax: 1, Rip: 0x1002, Rdi: 1, Rsi: 2, Rdx: 3, R10: 4, R8: 5, R9: 6}
 	if b := r.rewound(); b.Rip != 0x1000 || b.Rax != unix.SYS_FUTEX || b.nr() != -1 || b.args() != r.args() {
