@@ -62,7 +62,7 @@ func TestLive(t *testing.T) {
 		t.Errorf("status %+v, %v", status, err)
 	}
 	tids, err := p.Threads(self)
-	if err != nil || len(tids) < 1 || tids[0] != self {
+	if err != nil || !slices.Contains(tids, self) {
 		t.Errorf("threads %v, %v", tids, err)
 	}
 	pids, err := p.PIDs()
