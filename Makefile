@@ -252,7 +252,7 @@ vet: ## go vet, for amd64 and arm64.
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
-	$(TOOLS)/golangci-lint run ./...
+	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 	GOARCH=arm64 $(TOOLS)/golangci-lint run ./runtime/... # the only packages with code of its own
 
 # Real kernels, processes and daemons on a machine that others share: a test that fails is run once more by itself, five tests at
