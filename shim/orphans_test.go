@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	goruntime "runtime"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -95,6 +96,9 @@ func (b blind) Open(name string) (fs.File, error) {
 // while the list is read, the kernel leaves the next one out (get_children_pid() in fs/proc/array.c counts anew from the front), and the
 // signal that told of its death may be the one that is being handled.
 func TestExitThatTheListLeavesOut(t *testing.T) {
+	// waitid(2) looks at the children of one thread after the other, in the order of their birth: the command is to come first.
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
 	for _, withCommand := range []bool{false, true} {
 		s := newTestService()
 		s.proc = procfs.New(blind{os.DirFS("/proc")})

@@ -89,7 +89,7 @@ func (r reaperService) List(ctx context.Context, req *api.ListRequest) (*api.Lis
 			continue
 		}
 		done[w] = true
-		a := newAsk(false, limit)
+		a := newAsk(false, min(limit, maxList-len(resp.Zombies)))
 		if err := w.ask(ctx, a); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("list zombies of %s: %w", t.id, err))
 		}

@@ -8,11 +8,13 @@ import (
 	goruntime "runtime"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/shim/api"
 )
@@ -103,6 +105,48 @@ func TestNamespaceNumberUsedAgain(t *testing.T) {
 	stranger.process = process{pid: second.pid, namespace: 8}
 	if s.watch(stranger); s.watcherOf(stranger) != nil {
 		t.Error("a container has joined the watcher of a dead namespace")
+	}
+}
+
+// TestListIsBounded: the answer of a shim with many containers fits into a message too.
+func TestListIsBounded(t *testing.T) {
+	const perTask = maxList*2/3 + 1
+	files := fstest.MapFS{}
+	stat := func(pid, parent int, state string) {
+		files[fmt.Sprintf("%d/stat", pid)] = &fstest.MapFile{Data: fmt.Appendf(nil,
+			"%d (x) %s %d 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n", pid, state, parent)}
+		files[fmt.Sprintf("%d/status", pid)] = &fstest.MapFile{Data: fmt.Appendf(nil, "State:\t%s\nTgid:\t%d\nNSpid:\t%d\t%d\n", state, pid, pid, pid)}
+	}
+	s := newTestService()
+	t.Cleanup(s.closeWatchers)
+	for i := range 2 {
+		init := 10000 * (i + 1)
+		stat(init, 1, "S")
+		var list strings.Builder
+		for pid := init + 1; pid <= init+perTask; pid++ {
+			stat(pid, init, "Z")
+			fmt.Fprintf(&list, "%d ", pid)
+		}
+		files[fmt.Sprintf("%d/task/%d/children", init, init)] = &fstest.MapFile{Data: []byte(list.String())}
+		files[fmt.Sprintf("%d/task/%d/stat", init, init)] = files[fmt.Sprintf("%d/stat", init)]
+	}
+	s.proc = procfs.New(files)
+	for i := range 2 {
+		made := newTask(fmt.Sprint(i), Config{Mode: ModeObserve, ForkLog: ForkLogOff})
+		made.process = process{pid: procfs.HostPID(10000 * (i + 1)), startTime: 5, namespace: uint64(i + 1), ownsNS: true}
+		made.init.PID = made.pid
+		made.forks = openForks(made.id, made.pid, made.startTime, ForkLogOff, false, time.Now())
+		s.tasks[made.id] = made
+		s.watch(made)
+	}
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
+		one, err1 := reaperService{s}.List(t.Context(), &api.ListRequest{ContainerId: "0"})
+		two, err2 := reaperService{s}.List(t.Context(), &api.ListRequest{ContainerId: "1"})
+		return len(one.GetZombies()) == perTask && len(two.GetZombies()) == perTask, fmt.Sprint(len(one.GetZombies()), len(two.GetZombies()), err1, err2)
+	})
+	resp, err := reaperService{s}.List(t.Context(), &api.ListRequest{})
+	if err != nil || len(resp.GetZombies()) != maxList || int(resp.GetOmitted()) != 2*perTask-maxList {
+		t.Errorf("%d zombies, %d omitted, %v; want %d and %d", len(resp.GetZombies()), resp.GetOmitted(), err, maxList, 2*perTask-maxList)
 	}
 }
 

@@ -21,7 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const allPackages = "./runtime/..." // of the suite unit
+const (
+	allPackages  = "./runtime/..." // of the suite unit
+	defaultKills = 5
+)
 
 type config struct {
 	arch    string // as Go says it
@@ -52,7 +55,7 @@ func main() {
 	flag.IntVar(&c.smp, "smp", 2, "CPUs")
 	flag.StringVar(&c.memory, "m", "", "memory (default: 1G, 3G for the suite integration)")
 	flag.IntVar(&c.slow, "slow", 8, "factor for the deadlines of the tests")
-	flag.IntVar(&c.kills, "kills", 5, "how often TestCrash kills the tracer in each state")
+	flag.IntVar(&c.kills, "kills", defaultKills, "how often TestCrash kills the tracer in each state")
 	flag.IntVar(&c.reaps, "reaps", 5, "how many zombies TestTransparency reaps in each call")
 	flag.DurationVar(&c.timeout, "timeout", 75*time.Minute, "longest run of the machine")
 	flag.StringVar(&c.record, "record", "", "file with the table to add the results to")

@@ -28,6 +28,9 @@ func record(file string, c *config, r *result) error {
 	if c.run != "" {
 		suite += " (" + strings.ReplaceAll(c.run, "|", ", ") + ")"
 	}
+	if c.kills != defaultKills {
+		suite += fmt.Sprintf(", %d kills in each state", c.kills)
+	}
 	text, err := addRow(string(data), []string{
 		r.kernel, c.arch, r.cgroup, suite,
 		fmt.Sprint(r.passed), fmt.Sprint(r.failed), fmt.Sprint(r.skips), time.Now().UTC().Format(time.DateOnly),

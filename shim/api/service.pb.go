@@ -137,7 +137,7 @@ type ListRequest struct {
 	// container_id of one task; empty: all tasks of this shim. The containers of a pod that share a PID namespace share its
 	// zombies: they are listed for the task that owns PID 1, and asking for another one of them lists these too.
 	ContainerId string `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	// limit of the answer per PID namespace; 0, and anything above 4096: 4096.
+	// limit of the answer per PID namespace; 0, and anything above 4096: 4096. No answer has more than 4096 in all.
 	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
