@@ -71,7 +71,7 @@ const (
 	fullEvery = 10 * time.Second
 
 	verifyEvery = 10 * time.Second
-	verifyFew   = 200 * time.Millisecond
+	verifyFew   = time.Second
 
 	// maxBatch and minBatch bound the number of zombies asked for in one attach. In between it is what fits in maxStop: the
 	// tracer's checks of those that it does not come to would be for nothing.

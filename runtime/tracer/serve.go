@@ -20,7 +20,7 @@ var ErrStuck = errors.New("a thread did not stop in time; only the end of this p
 
 // collectAfter is how much is allocated before memory is collected: between requests, since a collection wakes threads by the dozen,
 // and not after each, for that is more than an attach costs.
-const collectAfter = 8 << 20
+const collectAfter = 2 << 20
 
 // Serve carries out the requests that come on in, one line each, and writes one report line for each to out. It returns
 // nil when in ends or when no request has come for idle (0: DefaultIdle), else what went wrong: ErrStuck, a malformed
