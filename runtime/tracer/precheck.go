@@ -54,6 +54,12 @@ func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), r
 		return p, no(ReasonExiting, "process %d is in state %v", req.PID, parent.State)
 	}
 	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(req.PID) })
+	if errors.Is(err, procfs.ErrVanished) {
+		// The numbers of a leader that another thread replaces by execve(2) are gone for a moment; the process is not.
+		if s, serr := o.proc.Stat(req.PID); serr == nil && s.StartTime == req.StartTime {
+			return p, no(ReasonExiting, "process %d has just called execve(2), or is ending", req.PID)
+		}
+	}
 	if err != nil {
 		return p, lookupError(err)
 	}

@@ -450,6 +450,7 @@ var exitBound = testutil.Slow(100 * time.Millisecond)
 // and with the true status, while the worker lives on.
 func TestExitReachesParent(t *testing.T) {
 	const rounds = 16
+	zombies := 40 / int(testutil.Slow(1)) // they are looked at before the attach
 	for _, tc := range []struct {
 		mode string
 		end  func(v *victim) error
@@ -465,8 +466,8 @@ func TestExitReachesParent(t *testing.T) {
 			late, attached, interrupted := 0, 0, 0
 			var worst time.Duration
 			for i := range rounds {
-				v := startRefusal(t, tc.mode, 40)
-				zs := v.orphans(40)
+				v := startRefusal(t, tc.mode, zombies)
+				zs := v.orphans(zombies)
 				v.parked("ppoll")
 				ended := make(chan struct{})
 				began := make(chan time.Time, 1)
