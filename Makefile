@@ -253,7 +253,7 @@ vet: ## go vet, for amd64 and arm64.
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## golangci-lint, pinned in integration/tools/lint.
 	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
-	GOARCH=arm64 $(TOOLS)/golangci-lint run ./runtime/... # the only packages with code of its own
+	GOARCH=arm64 $(TOOLS)/golangci-lint run --allow-parallel-runners ./runtime/... # the only packages with code of its own
 
 # Real kernels, processes and daemons on a machine that others share: a test that fails is run once more by itself, five tests at
 # most, and named at the end. What fails twice, a data race, and what is left behind fail the run.
