@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/reaper-shim/reaper/internal/testutil"
 )
 
 // someRequest is about a process that does not exist: it is declined without any privilege.
@@ -227,7 +229,7 @@ func TestBadWorkers(t *testing.T) {
 // TestDeadline: the caller gets its answer in time, the worker more of it.
 func TestDeadline(t *testing.T) {
 	c := NewClient(script(t, "read line; sleep 1; echo done > "+filepath.Join(t.TempDir(), "x")+"; exec sleep 100"))
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), testutil.Slow(100*time.Millisecond)) // time to start it
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
