@@ -108,7 +108,10 @@ func (t *thread) suspendSeccomp(on bool) error {
 }
 
 func (t *thread) wait(d time.Duration) (stop, error) {
-	var began time.Time
+	var (
+		began time.Time
+		late  bool
+	)
 	// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
 	// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
 	// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
@@ -138,8 +141,12 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			began = now
 		}
 		switch waited := now.Sub(began); {
-		case waited > d:
+		case late:
 			return stop{}, errStuck
+		case waited > d:
+			// It may have stopped while we did not get to run.
+			late = true
+			options |= unix.WNOHANG
 		case waited <= spinFor || t.near:
 		case t.tick != nil:
 			t.near = true
