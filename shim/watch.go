@@ -224,6 +224,10 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 			log.L.WithField("id", w.owner.id).WithError(err).Warn("sweep for zombies failed")
 		}
 		failing = err != nil
+		if res.UndidStop {
+			log.L.WithField("id", w.owner.id).Warn("PID 1 was stopped by a SIGSTOP right at the end of an attach, and woken again with a SIGCONT, " +
+				"since it cannot be told whether that came from inside, where it has no effect: who stopped it from outside has to do it again")
+		}
 		if d := res.Declined; d.Reason != "" && !declined[d.Reason] {
 			declined[d.Reason] = true // the first of each kind; the statistics count them all
 			log.L.WithField("id", w.owner.id).Infof("PID 1 was not made to reap: %s (%s); it will be tried again", d.Reason, d.Detail)

@@ -89,6 +89,8 @@ type Result struct {
 	NextDue time.Time
 	// Declined says why the Reaper declined a whole request; its zero value: it did not.
 	Declined Declined
+	// UndidStop: PID 1 was stopped right at the end of an attach, and that was undone ([tracer.Report]).
+	UndidStop bool
 	// Changed: a counter or a number of zombies differs from the sweep before.
 	Changed bool
 }

@@ -164,8 +164,10 @@ type Sweeper struct {
 	restUntil time.Time     // by the machine's clock
 	gather    time.Time     // until then what falls due is left to fall due together
 
-	stats    Stats
-	declined Declined // in this sweep
+	stats Stats
+	// In this sweep.
+	declined  Declined
+	undidStop bool
 }
 
 // New returns a Sweeper for the namespace of cfg.Init. It reads the process once: the error says why it cannot be watched,
@@ -213,7 +215,7 @@ func (s *Sweeper) Stats() Stats { return s.stats.Clone() }
 func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	before := s.stats.Clone()
 	s.stats.Sweeps++
-	s.declined = Declined{}
+	s.declined, s.undidStop = Declined{}, false
 
 	leader, err := s.init()
 	if err != nil {
@@ -238,7 +240,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
-	res.Declined = s.declined
+	res.Declined, res.UndidStop = s.declined, s.undidStop
 	res.NextDue = s.nextDue()
 	s.count(full)
 	res.Zombies = s.stats.Own + s.stats.Adopted + s.stats.Unproven
@@ -700,6 +702,7 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 	}
 	if report.Attached {
 		s.stats.Attaches++
+		s.undidStop = s.undidStop || report.UndidStop
 		s.stats.LongestStop = max(s.stats.LongestStop, report.Stopped)
 		rest := restFactor * report.Stopped
 		if more {

@@ -451,10 +451,17 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 	if len(r.requests) != asked {
 		t.Error("asked again at once after the whole request was declined")
 	}
-	r.answer = answerAll(tracer.Reaped, "")
+	r.answer = func(req tracer.Request) tracer.Report {
+		rep := answerAll(tracer.Reaped, "")(req)
+		rep.UndidStop = true
+		return rep
+	}
 	c.now = c.now.Add(time.Minute)
-	if res := mustSweep(t, s); len(res.Reaped) != 1 {
-		t.Error("a refused zombie lost its chance")
+	if res := mustSweep(t, s); len(res.Reaped) != 1 || !res.UndidStop {
+		t.Errorf("a refused zombie lost its chance, or nobody hears of a stop that was undone: %+v", res)
+	}
+	if res := mustSweep(t, s); res.UndidStop {
+		t.Error("a stop that was undone is told twice")
 	}
 }
 
