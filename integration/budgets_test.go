@@ -36,11 +36,10 @@ type budgets struct {
 	// SyscallsPerLook of a shim with a container in which PID 1 has a child and nothing happens, with its share of what comes every 5
 	// and 10 s. System calls of Go's scheduler do not count.
 	SyscallsPerLook float64 `json:"syscallsPerLook"`
-	// LooksPerMinute, SyscallsPerMinute and SwitchesPerMinute of a shim with a container in which PID 1 is alone. Switches are
-	// voluntary ones of all threads.
+	// LooksPerMinute and SyscallsPerMinute of a shim with a container in which PID 1 is alone. Context switches are no budget: on a busy
+	// machine Go's runtime makes several times as many for the same work.
 	LooksPerMinute    float64 `json:"looksPerMinute"`
 	SyscallsPerMinute float64 `json:"syscallsPerMinute"`
-	SwitchesPerMinute float64 `json:"switchesPerMinute"`
 	// SyscallsPerStart of a shim that starts one more container, those of runc not counted, as a multiple of runc.v2's.
 	SyscallsPerStart float64 `json:"syscallsPerStartRatio"`
 	// ProgramBytes is the size of the shim's program.
@@ -52,7 +51,7 @@ type budgets struct {
 
 // slack is by what factor a budget is above what was measured for it.
 var slack = budgets{
-	AllocationsPerLook: 1.1, SyscallsPerLook: 1.25, LooksPerMinute: 2.5, SyscallsPerMinute: 2, SwitchesPerMinute: 2.5, SyscallsPerStart: 1.3,
+	AllocationsPerLook: 1.1, SyscallsPerLook: 1.25, LooksPerMinute: 2.5, SyscallsPerMinute: 2, SyscallsPerStart: 1.3,
 	ProgramBytes: 1.03, Resident: 1.3, PrivateDirty: 1.45,
 }
 
@@ -242,13 +241,10 @@ func perLook(t *testing.T, strace string, pid int) float64 {
 	return c.sum() / n
 }
 
-// perMinute watches and then traces an idle shim for a while.
+// perMinute traces an idle shim for a while.
 func perMinute(t *testing.T, strace string, pid int, got *budgets) {
 	t.Helper()
 	const while = 2 * quietLook
-	before, began := voluntary(t, pid), time.Now()
-	during(t, while)
-	got.SwitchesPerMinute = float64(voluntary(t, pid)-before) / time.Since(began).Minutes()
 	c := traced(t, strace, pid, func() { during(t, while) })
 	got.SyscallsPerMinute = c.sum() / while.Minutes()
 	got.LooksPerMinute = c["timerfd_settime"] / while.Minutes()
@@ -397,7 +393,7 @@ func parseCalls(table string) calls {
 }
 
 func TestBudgetsExceeded(t *testing.T) {
-	one := budgets{1, 1, 1, 1, 1, 1, 1, 1, 1}
+	one := budgets{1, 1, 1, 1, 1, 1, 1, 1}
 	all, err := json.Marshal(one)
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +406,7 @@ func TestBudgetsExceeded(t *testing.T) {
 	if p := exceeded(t, more, all); len(p) != 1 || !strings.Contains(p[0], "residentRatio: 1.1") {
 		t.Errorf("more resident memory: %q", p)
 	}
-	if n := len(slack.numbers(t)); len(exceeded(t, one, []byte("{}"))) != n || n != 9 {
+	if n := len(slack.numbers(t)); len(exceeded(t, one, []byte("{}"))) != n || n != 8 {
 		t.Errorf("no budgets at all: want %d complaints", n)
 	}
 	c := parseCalls("    calls syscall\n--------- ----------------\n       44 openat\n       12 futex\n--------- ----------------\n       56 total\n")
