@@ -182,17 +182,24 @@ func startPID1With(t testing.TB, attr *syscall.SysProcAttr, path string, args ..
 // expect returns the rest of the next line, which must begin with word.
 func (v *victim) expect(word string) string {
 	v.t.Helper()
+	line := v.line(word)
+	rest, ok := strings.CutPrefix(line, word)
+	if !ok {
+		v.t.Fatalf("victim said %q, want %q", line, word)
+	}
+	return strings.TrimSpace(rest)
+}
+
+// line returns the next line, in which word is waited for.
+func (v *victim) line(word string) string {
+	v.t.Helper()
 	select {
 	case line, ok := <-v.lines:
 		if !ok {
 			<-v.done
 			v.t.Fatalf("victim ended (status %#x) before it said %q", v.ws, word)
 		}
-		rest, ok := strings.CutPrefix(line, word)
-		if !ok {
-			v.t.Fatalf("victim said %q, want %q", line, word)
-		}
-		return strings.TrimSpace(rest)
+		return line
 	case <-time.After(patience):
 		st, _ := liveProc.Stat(v.pid)
 		sc, _ := liveProc.ThreadSyscall(v.pid, v.pid)
