@@ -56,11 +56,15 @@ func (r *recorder) warm(t *target) error {
 // reaper has the orphans of a target reaped that have been dead for the grace period, and returns when ctx or PID 1 has ended.
 type reaper func(ctx context.Context, t *target, r *recorder, grace time.Duration) error
 
-// batches is what the shim does.
-func batches(ctx context.Context, t *target, r *recorder, grace time.Duration) error {
-	s, err := sweep.New(sweep.Config{
+func newSweeper(t *target, r *recorder, grace time.Duration) (*sweep.Sweeper, error) {
+	return sweep.New(sweep.Config{
 		Proc: proc, Init: lineage.Init{PID: t.pid(), SessionLeader: true}, InitStartTime: t.startTime, Grace: grace, Reaper: r,
 	})
+}
+
+// batches is what the shim does.
+func batches(ctx context.Context, t *target, r *recorder, grace time.Duration) error {
+	s, err := newSweeper(t, r, grace)
 	if err != nil {
 		return err
 	}

@@ -58,23 +58,15 @@ const (
 
 // serve loads a server that is bound to one CPU, from another CPU.
 func (b *bench) serve(c *serveCase) (err error) {
-	t, err := start(b.bin, c.Tini, b.cpu)
+	leak := 0
+	if c.Leak {
+		leak = b.rate
+	}
+	t, port, err := b.startServer(c.Tini, leak)
 	if err != nil {
 		return err
 	}
 	defer t.stop()
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	if err := t.order("serve", port); err != nil {
-		return err
-	}
-	if c.Leak {
-		if err := t.order("leak", b.rate); err != nil {
-			return err
-		}
-	}
 	r := newRecorder(b.worker)
 	defer r.client.Close()
 	end := func() error { return nil }
@@ -104,6 +96,26 @@ func (b *bench) serve(c *serveCase) (err error) {
 	s.stops = r.stops
 	c.Samples = append(c.Samples, s)
 	return nil
+}
+
+// startServer starts a server that is bound to one CPU, with so many orphans a second leaked below it. The caller must stop it.
+func (b *bench) startServer(underTini bool, leak int) (*target, int, error) {
+	t, err := start(b.bin, underTini, b.cpu)
+	if err != nil {
+		return nil, 0, err
+	}
+	port, err := freePort()
+	if err == nil {
+		err = t.order("serve", port)
+	}
+	if err == nil && leak > 0 {
+		err = t.order("leak", leak)
+	}
+	if err != nil {
+		t.stop()
+		return nil, 0, err
+	}
+	return t, port, nil
 }
 
 func freePort() (int, error) {

@@ -9,9 +9,6 @@ import (
 	"os/exec"
 	"slices"
 	"time"
-
-	"github.com/reaper-shim/reaper/runtime/lineage"
-	"github.com/reaper-shim/reaper/runtime/sweep"
 )
 
 // turnsCase is a server under load whose orphans are reaped in one of two windows. What else weighs on it weighs on both, also what changes
@@ -47,26 +44,15 @@ func turnsCases() []turnsCase { return []turnsCase{{}, {Who: whoBatch}} }
 
 // turns adds pairs to a case, of a new server.
 func (b *bench) turns(c *turnsCase) (err error) {
-	t, err := start(b.bin, false, b.cpu)
+	// Each pair has one look, at what two windows leaked.
+	t, port, err := b.startServer(false, b.rate/2)
 	if err != nil {
 		return err
 	}
 	defer t.stop()
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	// Each pair has one look, at what two windows leaked.
-	for _, o := range []order{{"serve", port}, {"leak", b.rate / 2}} {
-		if err := t.order(o.what, o.n); err != nil {
-			return err
-		}
-	}
 	r := newRecorder(b.worker)
 	defer r.client.Close()
-	s, err := sweep.New(sweep.Config{
-		Proc: proc, Init: lineage.Init{PID: t.pid(), SessionLeader: true}, InitStartTime: t.startTime, Grace: serveGrace, Reaper: r,
-	})
+	s, err := newSweeper(t, r, serveGrace)
 	if err != nil {
 		return err
 	}
@@ -122,11 +108,6 @@ func (b *bench) turns(c *turnsCase) (err error) {
 		}
 	}
 	return nil
-}
-
-type order struct {
-	what string
-	n    int
 }
 
 // turnsLoss is by how many per cent less was served in the windows with reaping, all pairs together.
