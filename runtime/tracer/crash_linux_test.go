@@ -268,6 +268,21 @@ func (v *crashVictim) reapDying(c *Client, zs []Zombie) (Report, error) {
 	return c.Reap(ctx, v.request(zs...))
 }
 
+// outlives has a worker come to a step and die of its deed, and PID 1 check itself when that has been put right.
+func (v *crashVictim) outlives(step, at, deed string, mode ...string) {
+	v.t.Helper()
+	marker := filepath.Join(v.t.TempDir(), "died")
+	c := hookedClient(append([]string{step, at, deed, marker}, mode...)...)
+	defer c.Close()
+	if _, err := v.dieAt(c, 3, marker); err != nil {
+		v.t.Error(err)
+	}
+	if c.Recovered() == 0 {
+		v.t.Error("nothing was recovered")
+	}
+	v.check()
+}
+
 // dieAt has n zombies reaped, again and again until the worker has come to the step and done its deed: on a busy machine an
 // attach may be declined, or end early. It returns what the last client call did.
 func (v *crashVictim) dieAt(c *Client, n int, marker string) (rep Report, err error) {
@@ -310,16 +325,7 @@ func TestSwapWindow(t *testing.T) {
 						}
 						t.Run(fmt.Sprintf("%s/%d", step, at), func(t *testing.T) {
 							v.t = t
-							marker := filepath.Join(t.TempDir(), "died")
-							c := hookedClient(step, fmt.Sprint(at), deedDie, marker, mode)
-							defer c.Close()
-							if _, err := v.dieAt(c, 3, marker); err != nil {
-								t.Error(err)
-							}
-							if c.Recovered() == 0 {
-								t.Error("nothing was recovered")
-							}
-							v.check()
+							v.outlives(step, fmt.Sprint(at), deedDie, mode)
 						})
 					}
 				}
