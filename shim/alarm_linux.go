@@ -31,22 +31,24 @@ func newAlarm() (_ *alarm, err error) {
 	if a.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("timerfd_create: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(a.timer)
+		}
+	}()
 	if a.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		_ = unix.Close(a.timer)
 		return nil, fmt.Errorf("epoll_create1: %w", err)
 	}
 	if err = a.add(a.timer); err == nil {
 		err = unix.SetNonblock(a.epoll, true)
 	}
 	if err != nil {
-		_ = unix.Close(a.timer)
 		_ = unix.Close(a.epoll)
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}
 	a.file = os.NewFile(uintptr(a.epoll), "timer of a sweep")
 	conn, err := a.file.SyscallConn()
 	if err != nil {
-		_ = unix.Close(a.timer)
 		a.file.Close()
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}
@@ -76,7 +78,6 @@ func newAlarm() (_ *alarm, err error) {
 		}
 	}()
 	if err := <-begun; err != nil {
-		_ = unix.Close(a.timer)
 		a.file.Close()
 		return nil, fmt.Errorf("wait for a timerfd: %w", err)
 	}

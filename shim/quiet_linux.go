@@ -67,18 +67,20 @@ func (q *quiet) looked(nothing bool, onlyInit func(onlyAdopted bool) bool, now t
 	if q.alone.IsZero() {
 		q.alone = now
 	}
-	if q.wire == nil && (q.off || now.Sub(q.alone) < q.calm) {
-		return false
-	}
-	if q.wire == nil && !onlyInit(false) {
-		q.longer()
-		return false
+	if q.wire == nil {
+		if q.off || now.Sub(q.alone) < q.calm {
+			return false
+		}
+		if !onlyInit(false) {
+			q.longer()
+			return false
+		}
+		if !q.begin(now) {
+			return false
+		}
 	}
 	// The wire first, then the look, then the question whether the wire has tripped: who is born after the wire trips it, and who
 	// was born before is seen.
-	if q.wire == nil && !q.begin(now) {
-		return false
-	}
 	only := onlyInit(false)
 	if q.wire.Tripped() {
 		q.end(now)
