@@ -61,6 +61,8 @@ func (r *arm64Regs) nr() int64 { return int64(r.sysno) }
 
 func (r *arm64Regs) args() [6]uint64 { return [6]uint64(r.x[:6]) }
 
+func (r *arm64Regs) place() (pc, sp uint64) { return r.pc, r.sp }
+
 func (r *arm64Regs) result() int64 {
 	if r.ret != 0 {
 		return r.ret
@@ -152,10 +154,6 @@ func (r arm64Regs) rewound() arm64Regs {
 	r.pc -= arm64InsnSize
 	r.sysno, r.ret = -1, 0
 	return r
-}
-
-func (r *arm64Regs) sameCall(o *arm64Regs) bool {
-	return r.sysno == o.sysno && r.args() == o.args() && r.pc == o.pc && r.sp == o.sp
 }
 
 // swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid's arguments swapped in and

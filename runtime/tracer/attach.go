@@ -84,10 +84,18 @@ const (
 )
 
 type syscallInfo struct {
-	op    uint8
-	arch  uint32
-	nr    int64 // opEntry
-	value int64 // opExit: the result
+	op     uint8
+	arch   uint32
+	pc, sp uint64
+	nr     int64     // opEntry
+	args   [6]uint64 // opEntry
+	value  int64     // opExit: the result
+}
+
+// entryOf reports whether it is the entry of the same call from the same place as r.
+func (i *syscallInfo) entryOf(r *registers) bool {
+	pc, sp := r.place()
+	return i.op == opEntry && i.arch == auditArch && i.nr == r.nr() && i.args == r.args() && i.pc == pc && i.sp == sp
 }
 
 // sigInfo is the part of siginfo_t (sigaction(2)) that tells where a signal came from.
@@ -148,9 +156,9 @@ type facts interface {
 	thread() (procfs.Status, error)
 	// syscall returns the system call that the thread is blocked in.
 	syscall() procfs.Syscall
-	// zombie says why zombie i may not be reaped any more, or "".
-	zombie(i int) Reason
-	// gone reports whether zombie i has been released.
+	// gone reports whether zombie i has been released. For as long as it is there, all that was found out before the attach stays
+	// true: its number, whose child it is, and that it has no tracer, since a zombie cannot get one (ptrace_attach() in
+	// kernel/ptrace.c).
 	gone(i int) bool
 }
 
@@ -734,8 +742,8 @@ func (a *attach) batch() error {
 		if last > 0 && began.Sub(a.stopped)+last > a.p.maxStop {
 			break
 		}
-		if why := a.f.zombie(i); why != "" {
-			a.refuse(i, why)
+		if a.f.gone(i) {
+			a.refuse(i, ReasonVanished)
 			continue
 		}
 		if !atEntry {
@@ -782,10 +790,7 @@ func (a *attach) reenter() error {
 	if err != nil {
 		return fmt.Errorf("get syscall info: %w", err)
 	}
-	if err := a.t.getRegs(&a.swap); err != nil {
-		return fmt.Errorf("get registers: %w", err)
-	}
-	if info.op != opEntry || info.arch != auditArch || !a.swap.sameCall(&a.entry) {
+	if !info.entryOf(&a.entry) {
 		return a.leaveEntry(no(ReasonBusy, "%s did not come back", a.call.name))
 	}
 	a.ownCall = true
@@ -827,8 +832,8 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 	}
 	if a.p.threads > 1 {
 		// Another thread may have reaped it since we looked, and its number may have a new owner.
-		if why := a.f.zombie(i); why != "" {
-			a.refuse(i, why)
+		if a.f.gone(i) {
+			a.refuse(i, ReasonVanished)
 			return false, nil
 		}
 	}

@@ -118,7 +118,10 @@ func (f *fakeTracee) describe(r *registers) string {
 
 func (f *fakeTracee) syscallInfo() (syscallInfo, error) {
 	f.needStopped("syscallInfo")
-	return f.at.info, nil
+	info := f.at.info
+	info.nr, info.args = f.regs.nr(), f.regs.args()
+	info.pc, info.sp = f.regs.place()
+	return info, nil
 }
 
 func (f *fakeTracee) resume(how string, sig int) error {
@@ -205,10 +208,12 @@ func (f *fakeTracee) setMask(m procfs.SignalSet) error {
 }
 
 type fakeFacts struct {
-	status procfs.Status
-	looks  map[int][]Reason // per zombie, one answer for each look; then ""
-	there  map[int]bool     // zombies that stay
-	leader bool             // has a tracer
+	k       *fakeTracee
+	numbers []procfs.NSPID // of the zombies
+	status  procfs.Status
+	gones   map[int][]bool // per zombie, the first answers; then whether it was waited for
+	there   map[int]bool   // zombies that stay
+	leader  bool           // has a tracer
 }
 
 func (f *fakeFacts) syscall() procfs.Syscall { return procfs.Syscall{} }
@@ -216,13 +221,12 @@ func (f *fakeFacts) syscall() procfs.Syscall { return procfs.Syscall{} }
 func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *fakeFacts) traced() bool                   { return f.leader }
-func (f *fakeFacts) gone(i int) bool                { return !f.there[i] }
-func (f *fakeFacts) zombie(i int) Reason {
-	if l := f.looks[i]; len(l) > 0 {
-		f.looks[i] = l[1:]
-		return l[0]
+func (f *fakeFacts) gone(i int) bool {
+	if g := f.gones[i]; len(g) > 0 {
+		f.gones[i] = g[1:]
+		return g[0]
 	}
-	return ""
+	return !f.there[i] && slices.Contains(f.k.log, fmt.Sprintf("set waitid %d", f.numbers[i]))
 }
 
 func TestAttachSequences(t *testing.T) {
@@ -512,21 +516,21 @@ func TestAttachSequences(t *testing.T) {
 		},
 		{
 			name: "nothing to reap after all", parked: futex, zombies: 1,
-			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.looks[0] = []Reason{ReasonVanished} },
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.gones[0] = []bool{true} },
 			stops:   []fakeStop{event(futex), entry(futex), event(futex)},
 			want:    toEntry + "interrupt cont 0 <event stop> detach 0",
 			results: []Outcome{Vanished},
 		},
 		{
 			name: "another thread reaps while the call is swapped", parked: futex, zombies: 2, threads: 2,
-			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.looks[0] = []Reason{"", ReasonVanished} },
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.gones[0] = []bool{false, true} },
 			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
 			want:    toEntry + fix + "set waitid 5 cont 0 " + pinStop + "set restart -512 mask own detach 0",
 			results: []Outcome{Vanished, Reaped},
 		},
 		{
 			name: "the only zombie is reaped by another thread: the pin is the interrupt", parked: futex, threads: 2,
-			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.looks[0] = []Reason{"", ReasonVanished} },
+			tune:    func(f *fakeTracee, p *plan, facts *fakeFacts) { facts.gones[0] = []bool{false, true} },
 			stops:   []fakeStop{event(futex), entry(futex), shown(futex)},
 			want:    toEntry + fix + "cont 0 " + pinStop + "mask own detach 0",
 			results: []Outcome{Vanished},
@@ -609,14 +613,14 @@ func TestAttachSequences(t *testing.T) {
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			f := &fakeTracee{t: t, stops: tc.stops, orig: tc.parked}
-			facts := &fakeFacts{status: sleeping, looks: map[int][]Reason{}}
+			facts := &fakeFacts{k: f, numbers: []procfs.NSPID{2, 5}, status: sleeping, gones: map[int][]bool{}}
 			if tc.status != nil {
 				facts.status = *tc.status
 			}
 			n := max(1, tc.zombies)
 			p := plan{
 				tid: 1, threads: max(1, tc.threads), isInit: !tc.notInit, otherFD: -1,
-				reapers: []procfs.NSPID{2, 5}[:n], todo: []bool{true, true}[:n], maxStop: time.Hour,
+				reapers: facts.numbers[:n], todo: []bool{true, true}[:n], maxStop: time.Hour,
 			}
 			if tc.tune != nil {
 				tc.tune(f, &p, facts)

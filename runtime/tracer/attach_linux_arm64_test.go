@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -202,7 +203,9 @@ func (k *simKernel) syscallInfo() (syscallInfo, error) {
 	i := syscallInfo{arch: auditArch}
 	switch k.where {
 	case "entry":
-		i.op, i.nr = opEntry, k.r.nr()
+		i.op, i.nr, i.args = opEntry, k.r.nr(), k.r.args()
+		i.args[0] = k.orig // syscall_get_arguments() in arch/arm64/include/asm/syscall.h
+		i.pc, i.sp = k.r.place()
 	case "exit":
 		i.op, i.value = opExit, int64(k.r.x[0])
 	}
@@ -247,15 +250,14 @@ func (k *simKernel) detach(int) error {
 type simFacts struct {
 	k      *simKernel
 	status procfs.Status
-	why    Reason
+	none   bool // no zombie is left
 }
 
 func (f *simFacts) sameProcess() error             { return nil }
 func (f *simFacts) traced() bool                   { return false }
 func (f *simFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *simFacts) syscall() procfs.Syscall        { return f.k.seen }
-func (f *simFacts) zombie(int) Reason              { return f.why }
-func (f *simFacts) gone(int) bool                  { return true }
+func (f *simFacts) gone(i int) bool                { return f.none || slices.Contains(f.k.reaped, uint64(i+2)) }
 
 // TestRestarts: on both kinds of kernels the thread goes back to its own call with its own argument 0, however the call is
 // restarted.
@@ -291,7 +293,7 @@ func TestRestarts(t *testing.T) {
 						}
 						p := plan{tid: 1, threads: 1, isInit: true, otherFD: -1, maxStop: time.Hour}
 						if n == 0 {
-							f.why, n = ReasonVanished, 1
+							f.none, n = true, 1
 						}
 						for i := range n {
 							p.reapers, p.todo = append(p.reapers, procfs.NSPID(i+2)), append(p.todo, true)

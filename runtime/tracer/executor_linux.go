@@ -84,14 +84,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 	o := e.look
 	f := newLiveFacts(o, req)
 	defer f.close()
-	p, err := o.zombies(req, f.first, rep.Results)
-	if err == nil {
-		nap(until)
-		err = o.threads(req, &p, rep.Results)
-	}
-	if err == nil && p.tid != 0 {
-		err = f.open(&p)
-	}
+	p, err := e.prepare(req, f, until, rep.Results)
 	var d *declined
 	if errors.As(err, &d) {
 		rep.Reason, rep.Detail = d.reason, d.detail
@@ -120,6 +113,28 @@ func (e *executor) attempt(req Request, rep *Report) {
 	if rep.Reason != ReasonTimeout {
 		e.journal.close()
 	}
+}
+
+// prepare makes the plan of an attach that may begin at a time.
+func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Result) (p plan, err error) {
+	o := e.look
+	if err := o.process(req); err != nil {
+		return p, err
+	}
+	// A hundred zombies are more work than all else together, and for nothing while PID 1 is busy.
+	if !req.Running && !o.parked(req.PID) {
+		if nap(at); !o.parked(req.PID) {
+			return p, no(ReasonBusy, "no thread is parked")
+		}
+	}
+	if p, err = o.zombies(req, f, results); err != nil {
+		return p, err
+	}
+	nap(at)
+	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
+		return p, err
+	}
+	return p, f.open(&p)
 }
 
 // nap sleeps on this thread: time.Sleep has another one look at the clock and hand over.

@@ -16,9 +16,10 @@ const priority = -10
 // that can be ignored, nor by the OOM killer, nor wait for its own memory. All of it is best effort: an unprivileged
 // worker can do none of it and works all the same.
 func Harden() {
-	// SIGCHLD stays as it is: its disposition is part of how wait(2) works. The first thread, which traces, has every
-	// signal blocked (the runtime's SIGURG too, so that nothing interrupts it); the others of the runtime take what
-	// cannot be ignored.
+	// SIGCHLD is not ignored, since that is part of how wait(2) works, but not sent for stops: each would wake another thread to
+	// run the handler, several times for every zombie. The first thread, which traces, has every signal blocked (the runtime's
+	// SIGURG too, so that nothing interrupts it); the others of the runtime take what cannot be ignored.
+	_ = changeSigaction(unix.SIGCHLD, saNoCldStop, 0)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGUSR1,
 		unix.SIGUSR2, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGPROF,
 		unix.SIGIO, unix.SIGPWR)

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -327,6 +328,9 @@ func TestDeclines(t *testing.T) {
 			if rep.Reason != tc.want || rep.Results[0].Outcome != tc.outcome || rep.Results[0].Reason != tc.zombies {
 				t.Errorf("report %+v, want reason %q, %s %q", rep, tc.want, tc.outcome, tc.zombies)
 			}
+			if tc.want == ReasonBusy && rep.Results[0].NSPID != 0 {
+				t.Error("the zombie was looked at for nothing")
+			}
 			if tc.verify != nil {
 				tc.verify(t, v)
 			}
@@ -392,10 +396,12 @@ func TestVanished(t *testing.T) {
 	if rep := reap(t, c, v.request(zs[1])); rep.Count(Reaped) != 1 {
 		t.Fatalf("report %+v", rep)
 	}
+	v.parked("poll")
 	rep := reap(t, c, v.request(zs...))
 	if rep.Count(Reaped) != 2 || rep.Results[1].Outcome != Vanished {
 		t.Errorf("report %+v", rep)
 	}
+	v.parked("poll")
 	rep = reap(t, c, v.request(zs...))
 	if rep.Attached || rep.Count(Vanished) != 3 {
 		t.Errorf("all gone: %+v", rep)
@@ -845,6 +851,55 @@ func TestRest(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// TestStopsWakeNobody: the worker is told of a stop by the wait that it sits in, and by nothing that would have another of its threads run.
+func TestStopsWakeNobody(t *testing.T) {
+	const n = 200
+	v := startVictim(t, "park", fmt.Sprint(1+n))
+	v.expect("ready")
+	zs := v.orphans(1 + n)
+	v.parked("poll")
+	c := newClient(t)
+	reap(t, c, v.request(zs[0])) // starts it
+	switches := func() (sum int) {
+		worker := procfs.HostPID(c.WorkerPID())
+		tids, err := liveProc.Threads(worker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tid := range tids {
+			if tid != worker {
+				sum += voluntarySwitches(t, worker, tid)
+			}
+		}
+		return sum
+	}
+	before, reaped := switches(), 0
+	for deadline := time.Now().Add(patience); reaped < n && time.Now().Before(deadline); {
+		v.parked("poll")
+		reaped += reap(t, c, v.request(zs[1+reaped:]...)).Count(Reaped)
+	}
+	// Each zombie takes two stops. The runtime's own threads have something to do now and then.
+	if woken := switches() - before; reaped != n || woken > n/2 {
+		t.Errorf("%d of %d reaped; other threads were woken %d times", reaped, n, woken)
+	}
+}
+
+// voluntarySwitches is how often a thread has gone to sleep (proc_pid_status(5)).
+func voluntarySwitches(t *testing.T, pid, tid procfs.HostPID) int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
+	if err != nil {
+		return 0 // it has ended
+	}
+	_, rest, _ := strings.Cut(string(data), "\nvoluntary_ctxt_switches:\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // queueSignal is sigqueue(3) with an int.

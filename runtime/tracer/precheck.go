@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/reaper-shim/reaper/runtime/procfs"
@@ -28,12 +29,33 @@ func newObserver(proc, cgroup fs.FS) *observer {
 	return &observer{raw: proc, cgroup: cgroup, proc: procfs.New(proc)}
 }
 
-// Everything that can be checked before PID 1 is touched is, in two steps: zombies, and threads when the time has come. They make
-// the plan of the attach and fill in the results of zombies that will not be tried; if none is left, the plan has no thread.
-// Their errors are a *declined that speaks of the whole request.
+// Everything that can be checked before PID 1 is touched is, in three steps: the process itself, its zombies, and its threads when the time
+// has come. They make the plan of the attach and fill in the results of zombies that will not be tried; if none is left, the plan has
+// no thread. Their errors are a *declined that speaks of the whole request.
 
-// zombies is the first step. stat returns the stat of zombie i of the request.
-func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), results []Result) (plan, error) {
+// process is the first step.
+func (o *observer) process(req Request) error {
+	stat, err := o.proc.Stat(req.PID)
+	if err != nil {
+		return lookupError(err)
+	}
+	switch {
+	case stat.StartTime != req.StartTime:
+		return no(ReasonVanished, "process %d started at %d, not at %d", req.PID, stat.StartTime, req.StartTime)
+	case stat.Zombie() || stat.State == procfs.StateDead:
+		return no(ReasonExiting, "process %d is in state %v", req.PID, stat.State)
+	}
+	return nil
+}
+
+// zombieReader reads what /proc says of zombie i of a request.
+type zombieReader interface {
+	zombieStat(i int) (procfs.Stat, error)
+	zombieStatus(i int) (procfs.Status, error)
+}
+
+// zombies is the second step.
+func (o *observer) zombies(req Request, read zombieReader, results []Result) (plan, error) {
 	p := plan{
 		todo:    make([]bool, len(req.Zombies)),
 		reapers: make([]procfs.NSPID, len(req.Zombies)),
@@ -42,16 +64,6 @@ func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), r
 	}
 	if p.maxStop == 0 {
 		p.maxStop = DefaultMaxStop
-	}
-	parent, err := o.proc.Stat(req.PID)
-	if err != nil {
-		return p, lookupError(err)
-	}
-	switch {
-	case parent.StartTime != req.StartTime:
-		return p, no(ReasonVanished, "process %d started at %d, not at %d", req.PID, parent.StartTime, req.StartTime)
-	case parent.Zombie() || parent.State == procfs.StateDead:
-		return p, no(ReasonExiting, "process %d is in state %v", req.PID, parent.State)
 	}
 	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(req.PID) })
 	if errors.Is(err, procfs.ErrVanished) {
@@ -74,8 +86,11 @@ func (o *observer) zombies(req Request, stat func(i int) (procfs.Stat, error), r
 		if left == 0 {
 			continue
 		}
-		s, err := stat(i)
-		nspid, why := o.zombie(s, err, req.PID, level, z)
+		nspid, why, err := examineZombie(i, z, read, req.PID, level)
+		if errors.Is(err, syscall.EMFILE) {
+			left = 0 // so many are open already
+			continue
+		}
 		results[i].NSPID = nspid
 		if why != "" {
 			results[i].Outcome, results[i].Reason = outcomeOf(why), why
@@ -93,14 +108,16 @@ func batchSize(maxStop time.Duration) int {
 	return max(1, min(MaxBatch, int(maxStop/quickest)))
 }
 
-// zombie returns the number of z, with that stat, at level, or says why it may not be reaped by process parent, whose own PID-namespace
-// level that is.
-func (o *observer) zombie(stat procfs.Stat, err error, parent procfs.HostPID, level int, z Zombie) (procfs.NSPID, Reason) {
-	if why := zombieStat(stat, err, parent, z); why != "" {
-		return 0, why
+// examineZombie returns the number of z, zombie i of a request, at level, or says why it may not be reaped by process parent, whose own
+// PID-namespace level that is. err is what could not be read, if that is why.
+func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, level int) (nspid procfs.NSPID, why Reason, err error) {
+	stat, err := read.zombieStat(i)
+	if why = zombieStat(stat, err, parent, z); why != "" {
+		return 0, why, err
 	}
-	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(z.PID) })
-	return zombieStatus(status, err, level, z)
+	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })
+	nspid, why = zombieStatus(status, err, level, z)
+	return nspid, why, err
 }
 
 // settled repeats a read that made no sense: the status of a task that is being released says NSpid 0, and the next read
@@ -152,7 +169,21 @@ func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID
 	return nspid, ""
 }
 
-// threads is the second step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses
+// parked reports whether a thread of the process is not running, or whether that cannot be told.
+func (o *observer) parked(pid procfs.HostPID) bool {
+	tids, err := o.proc.Threads(pid)
+	if err != nil {
+		return true
+	}
+	for _, tid := range tids {
+		if sc, err := o.proc.ThreadSyscall(pid, tid); err != nil || !sc.Running {
+			return true
+		}
+	}
+	return false
+}
+
+// threads is the third step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses
 // the thread to stop.
 func (o *observer) threads(req Request, p *plan, results []Result) error {
 	if where := o.frozen(req.PID); where != "" {

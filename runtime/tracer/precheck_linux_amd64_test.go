@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -223,6 +224,37 @@ func TestExamine(t *testing.T) {
 				t.Errorf("thread %d, reason %q (%s), zombie %q; want %d, %q, %q", p.tid, reason, detail, zombie, tc.tid, tc.reason, tc.zombie)
 			}
 		})
+	}
+}
+
+// fewFiles has room for so many open files.
+type fewFiles struct {
+	zombiesOf
+	room *int
+}
+
+func (f fewFiles) zombieStat(i int) (procfs.Stat, error) {
+	if *f.room--; *f.room < 0 {
+		return procfs.Stat{}, fmt.Errorf("open stat: %w", unix.EMFILE)
+	}
+	return f.zombiesOf.zombieStat(i)
+}
+
+// TestFewFiles: zombies for which there is no file descriptor left are not refused, but left to the next attach.
+func TestFewFiles(t *testing.T) {
+	m := newTree()
+	req := Request{Version: Version, PID: 100, StartTime: 1000}
+	for pid := 300; pid < 303; pid++ {
+		dir := fmt.Sprint(pid)
+		m.stat(dir+"/stat", pid, "Z", 100, 1)
+		m.status(dir+"/status", "Z", fmt.Sprintf("NSpid:\t%d\t%d", pid, pid-100))
+		req.Zombies = append(req.Zombies, Zombie{PID: procfs.HostPID(pid), StartTime: uint64(10 * pid)})
+	}
+	results := decline(req, "", "").Results
+	o, room := newObserver(fstest.MapFS(m), fstest.MapFS{}), 2
+	p, err := o.zombies(req, fewFiles{zombiesOf{o, req}, &room}, results)
+	if err != nil || !slices.Equal(p.todo, []bool{true, true, false}) || results[2].Outcome != Left {
+		t.Errorf("to do %v, results %+v (%v)", p.todo, results, err)
 	}
 }
 

@@ -165,19 +165,22 @@ func (t *thread) bury() bool {
 }
 
 // syscallInfo reads struct ptrace_syscall_info (include/uapi/linux/ptrace.h): op, 3 bytes of padding, arch, instruction
-// pointer and stack pointer of 8 bytes each, then at 24 the number (entry) or the result (exit).
+// pointer and stack pointer of 8 bytes each, then at 24 the number and six arguments (entry) or the result (exit).
 func (t *thread) syscallInfo() (syscallInfo, error) {
 	t.info = [syscallInfoMaxSize]byte{}
 	_, err := t.ptrace(unix.PTRACE_GET_SYSCALL_INFO, uintptr(len(t.info)), uintptr(unsafe.Pointer(&t.info)))
 	if err != nil {
 		return syscallInfo{}, err
 	}
-	si := syscallInfo{op: t.info[0], arch: *(*uint32)(unsafe.Pointer(&t.info[4]))}
+	si := syscallInfo{
+		op: t.info[0], arch: *(*uint32)(unsafe.Pointer(&t.info[4])),
+		pc: *(*uint64)(unsafe.Pointer(&t.info[8])), sp: *(*uint64)(unsafe.Pointer(&t.info[16])),
+	}
 	v := *(*int64)(unsafe.Pointer(&t.info[24]))
 	if si.op == opExit {
 		si.value = v
 	} else {
-		si.nr = v
+		si.nr, si.args = v, *(*[6]uint64)(unsafe.Pointer(&t.info[32]))
 	}
 	return si, nil
 }
@@ -263,31 +266,55 @@ func (t *thread) setMask(m procfs.SignalSet) error {
 
 func (t *thread) sendCont() error { return unix.Kill(t.tgid, unix.SIGCONT) }
 
-// liveFacts reads /proc while the thread is stopped. The zombies' files are opened beforehand: an open file of /proc stays
-// bound to its process, so that a number that has got a new owner meanwhile cannot deceive it, and a read needs no path walk.
+// liveFacts looks at PID 1 and its zombies while the thread is stopped. What stands for a process is opened beforehand and stays bound
+// to it, so that a number that has got a new owner meanwhile cannot deceive it.
 type liveFacts struct {
-	o    *observer
-	req  Request
-	tid  procfs.HostPID
-	fds  []int // stat of each zombie, -1 if not open
-	self int   // stat of PID 1
-	buf  []byte
+	o       *observer
+	req     Request
+	tid     procfs.HostPID
+	zombies []zombieFiles
+	self    int // stat of PID 1
+	buf     []byte
 }
 
+// zombieFiles are open files of a zombie, -1 if not open. The two of /proc keep the kernel from giving up their names while PID 1 stands
+// still in waitid (proc_flush_pid() in fs/proc/base.c), which would take it longer than all else that there is to be done.
+type zombieFiles struct{ pidfd, stat, status int }
+
 func newLiveFacts(o *observer, req Request) *liveFacts {
-	f := &liveFacts{o: o, req: req, fds: make([]int, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
-	for i := range f.fds {
-		f.fds[i] = -1
+	f := &liveFacts{o: o, req: req, zombies: make([]zombieFiles, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
+	for i := range f.zombies {
+		f.zombies[i] = zombieFiles{-1, -1, -1}
 	}
 	return f
 }
 
-// first opens the stat of zombie i and reads it.
-func (f *liveFacts) first(i int) (s procfs.Stat, err error) {
-	if f.fds[i], err = openProc(f.req.Zombies[i].PID, "stat"); err != nil {
+// zombieStat implements zombieReader. It comes first: what the later files say is of another process only if the one that the pidfd
+// (pidfd_open(2)) refers to was released in between.
+func (f *liveFacts) zombieStat(i int) (s procfs.Stat, err error) {
+	z, pid := &f.zombies[i], f.req.Zombies[i].PID
+	if z.pidfd, err = unix.PidfdOpen(int(pid), 0); err != nil {
+		return s, fmt.Errorf("open pidfd of process %d: %w", pid, vanished(err))
+	}
+	if z.stat, err = openProc(pid, "stat"); err != nil {
 		return s, err
 	}
-	return f.stat(f.fds[i])
+	return f.stat(z.stat)
+}
+
+// zombieStatus implements zombieReader.
+func (f *liveFacts) zombieStatus(i int) (s procfs.Status, err error) {
+	z := &f.zombies[i]
+	if z.status < 0 {
+		if z.status, err = openProc(f.req.Zombies[i].PID, "status"); err != nil {
+			return s, err
+		}
+	}
+	data, err := f.read(z.status)
+	if err != nil {
+		return s, err
+	}
+	return procfs.ParseStatus(data)
 }
 
 // open prepares for the attach of that plan.
@@ -300,9 +327,11 @@ func (f *liveFacts) open(p *plan) (err error) {
 }
 
 func (f *liveFacts) close() {
-	for _, fd := range f.fds {
-		if fd >= 0 {
-			unix.Close(fd)
+	for _, z := range f.zombies {
+		for _, fd := range [...]int{z.pidfd, z.stat, z.status} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
 		}
 	}
 	if f.self >= 0 {
@@ -380,14 +409,7 @@ func (f *liveFacts) syscall() procfs.Syscall {
 	return sc
 }
 
-// zombie looks at stat only. What examine saw in status stays true for as long as the process is the same one: its NSpid, and
-// that it has no tracer, since a zombie cannot get one (ptrace_attach() in kernel/ptrace.c).
-func (f *liveFacts) zombie(i int) Reason {
-	stat, err := f.stat(f.fds[i])
-	return zombieStat(stat, err, f.req.PID, f.req.Zombies[i])
-}
-
+// gone asks for permission to send a signal, which is there to be had for as long as the zombie is.
 func (f *liveFacts) gone(i int) bool {
-	_, err := f.read(f.fds[i])
-	return errors.Is(err, procfs.ErrVanished)
+	return errors.Is(unix.PidfdSendSignal(f.zombies[i].pidfd, 0, nil, 0), unix.ESRCH)
 }

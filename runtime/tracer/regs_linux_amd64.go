@@ -68,6 +68,9 @@ func (r *registers) args() [6]uint64 {
 
 func (r *registers) result() int64 { return int64(r.Rax) }
 
+// place returns where the thread is: instruction pointer and stack pointer.
+func (r *registers) place() (pc, sp uint64) { return r.Rip, r.Rsp }
+
 // restartCode returns the code that makes the kernel restart the interrupted call. A plain EINTR of a call that gives one
 // on any stop is turned into ERESTARTNOHAND: no handler has run yet, so that a real signal still makes it EINTR.
 func (r *registers) restartCode(c call) (code int64, ok bool) {
@@ -126,17 +129,11 @@ func (r registers) rewound() registers {
 	return r
 }
 
-// sameCall reports whether two syscall-entry stops are of the same call from the same place.
-func (r *registers) sameCall(o *registers) bool {
-	return r.Orig_rax == o.Orig_rax && r.args() == o.args() && r.Rip == o.Rip && r.Rsp == o.Rsp
-}
-
 // swapped reports whether r, taken at a stop inside the signal path, are the registers of entry with waitid swapped in, run
 // or not.
 func (r *registers) swapped(entry *registers, nspid int) bool {
 	nr, args := waitidCall(nspid)
-	s := entry.withCall(nr, args)
-	return r.sameCall(&s)
+	return r.nr() == nr && r.args() == args && r.Rip == entry.Rip && r.Rsp == entry.Rsp
 }
 
 // recovered returns what to replace such registers with: the thread then goes on as if waitid had never been there. parked

@@ -2,8 +2,6 @@ package tracer
 
 import (
 	"fmt"
-	"os"
-	"os/signal"
 	"time"
 	"unsafe"
 
@@ -17,8 +15,7 @@ const (
 	// tickEvery is how often: deadlines are kept that exactly.
 	tickEvery = 2 * time.Millisecond
 
-	sigevThreadID = 4           // SIGEV_THREAD_ID (include/uapi/asm-generic/siginfo.h)
-	saRestart     = 0x1000_0000 // SA_RESTART (include/uapi/asm-generic/signal-defs.h, arch/x86/include/uapi/asm/signal.h)
+	sigevThreadID = 4 // SIGEV_THREAD_ID (include/uapi/asm-generic/siginfo.h)
 )
 
 // ticker makes the waits of one OS thread end from time to time, since waitid(2) knows no time-out. A tracer that asks again
@@ -26,7 +23,6 @@ const (
 // for every stop.
 type ticker struct {
 	timer int32 // timer_t of the system call, which is an int
-	ticks chan os.Signal
 }
 
 // sigevent is struct sigevent (include/uapi/asm-generic/siginfo.h) on a 64-bit architecture.
@@ -38,41 +34,24 @@ type sigevent struct {
 	_      [44]byte
 }
 
-// kernelSigaction is struct sigaction of the system call on amd64 and arm64.
-type kernelSigaction struct {
-	handler, flags, restorer uintptr
-	mask                     uint64
-}
-
 // newTicker returns a ticker for the calling OS thread, to which the caller has to be locked. Nothing ticks yet.
 func newTicker() (*ticker, error) {
-	k := &ticker{ticks: make(chan os.Signal, 1)}
-	// The runtime installs its handler, whose only use is that it is one.
-	signal.Notify(k.ticks, tickSignal)
-	var act kernelSigaction
-	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(tickSignal), 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0); errno != 0 {
-		return nil, k.failed("look at the handler of signal 40", errno)
-	}
-	act.flags &^= saRestart // a wait that is restarted has not ended
-	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(tickSignal), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0); errno != 0 {
-		return nil, k.failed("set the handler of signal 40", errno)
+	// Its handler is the runtime's, and its only use is that it is one. A wait that is restarted has not ended.
+	if err := changeSigaction(tickSignal, 0, saRestart); err != nil {
+		return nil, err
 	}
 	var set unix.Sigset_t
 	set.Val[0] = 1 << (tickSignal - 1)
 	if err := unix.PthreadSigmask(unix.SIG_UNBLOCK, &set, nil); err != nil {
-		return nil, k.failed("unblock signal 40", err)
+		return nil, fmt.Errorf("unblock signal %d: %w", tickSignal, err)
 	}
+	k := &ticker{}
 	ev := sigevent{signo: int32(tickSignal), notify: sigevThreadID, tid: int32(unix.Gettid())}
 	_, _, errno := unix.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ev)), uintptr(unsafe.Pointer(&k.timer)))
 	if errno != 0 {
-		return nil, k.failed("create a timer", errno)
+		return nil, fmt.Errorf("create a timer: %w", errno)
 	}
 	return k, nil
-}
-
-func (k *ticker) failed(what string, err error) error {
-	signal.Stop(k.ticks)
-	return fmt.Errorf("%s: %w", what, err)
 }
 
 func (k *ticker) set(every time.Duration) error {
@@ -93,5 +72,4 @@ func (k *ticker) stop() { _ = k.set(0) }
 // close gives the timer back.
 func (k *ticker) close() {
 	_, _, _ = unix.RawSyscall(unix.SYS_TIMER_DELETE, uintptr(k.timer), 0, 0)
-	signal.Stop(k.ticks)
 }

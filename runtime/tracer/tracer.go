@@ -20,7 +20,7 @@ const (
 	MaxRest = time.Second
 	// MaxZombies is how many zombies one request may name.
 	MaxZombies = 4096
-	// MaxBatch is how many zombies are tried in one attach; the rest is reported as [Left]. The worker holds two open
+	// MaxBatch is how many zombies are tried in one attach; the rest is reported as [Left]. The worker holds three open
 	// files for each.
 	MaxBatch = 512
 )

@@ -420,7 +420,7 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 	f := newLiveFacts(o, req)
 	defer f.close()
 	for i := range req.Zombies {
-		if _, err := f.first(i); err != nil {
+		if _, err := f.zombieStat(i); err != nil {
 			return err
 		}
 	}
@@ -431,9 +431,24 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 	return out.Encode(rep)
 }
 
-// examine is both steps of the checks before PID 1 is touched.
+// zombiesOf reads from the observer's own /proc.
+type zombiesOf struct {
+	o   *observer
+	req Request
+}
+
+func (z zombiesOf) zombieStat(i int) (procfs.Stat, error) { return z.o.proc.Stat(z.req.Zombies[i].PID) }
+func (z zombiesOf) zombieStatus(i int) (procfs.Status, error) {
+	return z.o.proc.Status(z.req.Zombies[i].PID)
+}
+
+// examine is all steps of the checks before PID 1 is touched.
 func (o *observer) examine(req Request, results []Result) (plan, error) {
-	p, err := o.zombies(req, func(i int) (procfs.Stat, error) { return o.proc.Stat(req.Zombies[i].PID) }, results)
+	err := o.process(req)
+	if err != nil {
+		return plan{}, err
+	}
+	p, err := o.zombies(req, zombiesOf{o, req}, results)
 	if err == nil {
 		err = o.threads(req, &p, results)
 	}
