@@ -90,6 +90,12 @@ func (p *FS) ThreadSyscall(pid, tid HostPID) (Syscall, error) {
 	return parsed(p, threadFile(pid, tid, "syscall"), mayBlock, ParseSyscall)
 }
 
+// ThreadTimeslices reads from /proc/<pid>/task/<tid>/schedstat how often the thread was given a CPU. Kernels without CONFIG_SCHED_INFO
+// have no such file.
+func (p *FS) ThreadTimeslices(pid, tid HostPID) (uint64, error) {
+	return parsed(p, threadFile(pid, tid, "schedstat"), atOnce, ParseSchedstat)
+}
+
 // Threads lists the threads of a process, in no order that means anything.
 func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
 	name := path.Join(pid.String(), "task")

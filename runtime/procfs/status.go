@@ -139,6 +139,21 @@ type Syscall struct {
 	SP, PC  uint64
 }
 
+// ParseSchedstat parses a schedstat file (Documentation/scheduler/sched-stats.rst): nanoseconds on a CPU, nanoseconds of waiting for one,
+// and how often the task was given one, which is returned.
+func ParseSchedstat(data []byte) (timeslices uint64, err error) {
+	fields := bytes.Fields(data)
+	if len(fields) != 3 {
+		return 0, fmt.Errorf("schedstat: %d fields, want 3", len(fields))
+	}
+	for i, tok := range fields {
+		if timeslices, err = strconv.ParseUint(string(tok), 10, 64); err != nil {
+			return 0, fmt.Errorf("schedstat: field %d: %w", i+1, err)
+		}
+	}
+	return timeslices, nil
+}
+
 // ParseSyscall parses a syscall file: "running", "-1 sp pc" or "nr arg0 … arg5 sp pc".
 func ParseSyscall(data []byte) (Syscall, error) {
 	fields := bytes.Fields(data)

@@ -110,6 +110,17 @@ func TestParseSyscall(t *testing.T) {
 	}
 }
 
+func TestParseSchedstat(t *testing.T) {
+	if n, err := ParseSchedstat([]byte("1234567 890 42\n")); err != nil || n != 42 {
+		t.Errorf("got %d, %v", n, err)
+	}
+	for _, text := range []string{"", "1 2", "1 2 3 4", "1 2 -3", "1 x 3", "1 2 99999999999999999999"} {
+		if n, err := ParseSchedstat([]byte(text)); err == nil {
+			t.Errorf("%q accepted as %d", text, n)
+		}
+	}
+}
+
 func TestParseChildren(t *testing.T) {
 	got, err := ParseChildren([]byte("12 13 4194304 "))
 	if err != nil || !reflect.DeepEqual(got, []HostPID{12, 13, 4194304}) {
@@ -176,6 +187,15 @@ func FuzzParseSyscall(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if s, err := ParseSyscall(data); err != nil && s != (Syscall{}) {
 			t.Errorf("error %v with a value %+v", err, s)
+		}
+	})
+}
+
+func FuzzParseSchedstat(f *testing.F) {
+	f.Add([]byte("1234567 890 42\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if n, err := ParseSchedstat(data); err != nil && n != 0 {
+			t.Errorf("error %v with a value %d", err, n)
 		}
 	})
 }

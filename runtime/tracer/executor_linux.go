@@ -109,6 +109,14 @@ func (e *executor) attempt(req Request, rep *Report) {
 	}
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
 	a.run()
+	for i := range rep.Results {
+		// What only status says, where that was not read before.
+		if r := &rep.Results[i]; r.Reason == ReasonNotZombie {
+			if st, err := f.zombieStatus(i); err == nil && st.TracerPid != 0 {
+				r.Reason = ReasonZombieTraced
+			}
+		}
+	}
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		e.journal.close()
@@ -127,14 +135,44 @@ func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Re
 			return p, no(ReasonBusy, "no thread is parked")
 		}
 	}
+	unused := e.watchIdle(req.PID)
+	f.openNamespace()
 	if p, err = o.zombies(req, f, results); err != nil {
 		return p, err
 	}
-	nap(at)
+	for time.Now().Before(at) && !unused() {
+		nap(earlier(at, time.Now().Add(minRest)))
+	}
 	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
 		return p, err
 	}
 	return p, f.open(&p)
+}
+
+// minRest is how long PID 1 is left alone in any case. If it has not run in that time, more would be of no use to it.
+const minRest = time.Millisecond
+
+// watchIdle returns what tells whether no thread of a process has run for minRest, since it was last asked or, for the first time, from
+// now on.
+func (e *executor) watchIdle(pid procfs.HostPID) (idle func() bool) {
+	last, known := e.look.timeslices(pid)
+	since := time.Now()
+	return func() bool {
+		if !known || time.Since(since) < minRest {
+			return false
+		}
+		before := last
+		last, known = e.look.timeslices(pid)
+		since = time.Now()
+		return known && last == before
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // nap sleeps on this thread: time.Sleep has another one look at the clock and hand over.

@@ -52,6 +52,8 @@ func (o *observer) process(req Request) error {
 type zombieReader interface {
 	zombieStat(i int) (procfs.Stat, error)
 	zombieStatus(i int) (procfs.Status, error)
+	// zombieNumber is a shorter way to the number that the parent knows it by, 0 where there is none.
+	zombieNumber(i int) procfs.NSPID
 }
 
 // zombies is the second step.
@@ -115,9 +117,20 @@ func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, le
 	if why = zombieStat(stat, err, parent, z); why != "" {
 		return 0, why, err
 	}
+	// Whether it has a tracer, which only status says, is then seen by what waitid makes of it.
+	if nspid = read.zombieNumber(i); nspid > 0 {
+		return nspid, sameNumber(nspid, z), nil
+	}
 	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })
 	nspid, why = zombieStatus(status, err, level, z)
 	return nspid, why, err
+}
+
+func sameNumber(nspid procfs.NSPID, z Zombie) Reason {
+	if z.NSPID != 0 && nspid != z.NSPID {
+		return ReasonWrongNSPID
+	}
+	return ""
 }
 
 // settled repeats a read that made no sense: the status of a task that is being released says NSpid 0, and the next read
@@ -163,10 +176,10 @@ func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID
 		return 0, ReasonZombieTraced
 	}
 	nspid, ok := s.At(level)
-	if !ok || z.NSPID != 0 && nspid != z.NSPID {
+	if !ok {
 		return 0, ReasonWrongNSPID
 	}
-	return nspid, ""
+	return nspid, sameNumber(nspid, z)
 }
 
 // parked reports whether a thread of the process is not running, or whether that cannot be told.
@@ -181,6 +194,25 @@ func (o *observer) parked(pid procfs.HostPID) bool {
 		}
 	}
 	return false
+}
+
+// maxTurned is how many threads are asked whether they have run.
+const maxTurned = 64
+
+// timeslices returns how often threads of the process were given a CPU. ok is false if that cannot be told.
+func (o *observer) timeslices(pid procfs.HostPID) (sum uint64, ok bool) {
+	tids, err := o.proc.Threads(pid)
+	if err != nil || len(tids) > maxTurned {
+		return 0, false
+	}
+	for _, tid := range tids {
+		n, err := o.proc.ThreadTimeslices(pid, tid)
+		if err != nil {
+			return 0, false
+		}
+		sum += n
+	}
+	return sum, true
 }
 
 // threads is the third step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses

@@ -48,8 +48,8 @@ type Request struct {
 	// is a budget: the zombie that is being reaped when it ends is finished, so that it can be exceeded by the time
 	// that one takes (tens to hundreds of microseconds).
 	MaxStop time.Duration `json:"maxStopNs,omitempty"`
-	// Rest is how long PID 1 is left alone, from the receipt of the request on, in nanoseconds on the wire. The zombies are
-	// looked at meanwhile, which takes longer than to reap them.
+	// Rest is how long PID 1 is left alone, from the receipt of the request on, in nanoseconds on the wire: or until it has let a
+	// millisecond go by in which none of its threads ran. The zombies are looked at meanwhile.
 	Rest time.Duration `json:"restNs,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
 	// parked in. For a PID 1 that has so much to do that it never waits.
