@@ -371,11 +371,11 @@ VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestPari
 VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestFrozen|TestSwapWindow)$$
 
 .PHONY: test-arm64
-test-arm64: ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1, VM_KILLS=, VM_REAPS=).
+test-arm64: deps-vm ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1, VM_KILLS=, VM_REAPS=).
 	$(VM) -arch arm64 $(if $(RUN),-run '$(RUN)') $(if $(filter-out ./...,$(PKGS)),-pkgs '$(PKGS)') unit
 
 .PHONY: test-vm
-test-vm: tools testprogs build ## Container integration tests, and those of the tracer, on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
+test-vm: deps-vm tools testprogs build ## Container integration tests, and those of the tracer, on Debian's amd64 kernel with cgroup v2 under QEMU (RUN=, KERNEL=, RECORD=1).
 	$(VM) -arch amd64 -run '$(or $(RUN),$(VM_RUN))' integration
 	$(if $(RUN),,$(VM) -arch amd64 -run '$(VM_UNIT)' -pkgs ./runtime/tracer unit)
 

@@ -216,7 +216,8 @@ func (l sessionLog) Lookup(pid procfs.HostPID, _ uint64) lineage.Fork {
 	return lineage.ForkUnknown
 }
 
-// PID 1 gets to run: it is stopped for less than half of the time however much is due, and a batch is what fits in one stop.
+// PID 1 gets to run: where the whole rest is kept it is stopped for less than half of the time however much is due, and a batch is what
+// fits in one stop.
 func TestRoomBetweenAttaches(t *testing.T) {
 	const zombies, perZombie = 1500, 100 * time.Microsecond
 	const fits = int(sweep.MaxStop / perZombie)

@@ -80,8 +80,9 @@ const (
 	newBatch = 64
 	// maxStop is the time that PID 1 may be stopped in one attach.
 	maxStop = 5 * time.Millisecond
-	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach; while more than one attach
-	// can do is due it is only hurryFactor, in quarters: still more than it is stopped for.
+	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach, if it has a use for it
+	// (tracer.Request.Rest); while more than one attach can do is due it is only hurryFactor, in quarters: still more than it is
+	// stopped for.
 	restFactor  = 4
 	hurryFactor = 5
 	// overdueAfter is for how long PID 1 may be too busy to be stopped at leisure.

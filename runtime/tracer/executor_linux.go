@@ -109,17 +109,17 @@ func (e *executor) attempt(req Request, rep *Report) {
 	}
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
 	a.run()
+	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
+	if rep.Reason != ReasonTimeout {
+		e.journal.close()
+	}
 	for i := range rep.Results {
-		// What only status says, where that was not read before.
+		// Only status says so, which may not have been read before.
 		if r := &rep.Results[i]; r.Reason == ReasonNotZombie {
 			if st, err := f.zombieStatus(i); err == nil && st.TracerPid != 0 {
 				r.Reason = ReasonZombieTraced
 			}
 		}
-	}
-	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
-	if rep.Reason != ReasonTimeout {
-		e.journal.close()
 	}
 }
 
