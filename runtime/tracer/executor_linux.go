@@ -16,6 +16,7 @@ type executor struct {
 	options
 	look *observer
 	tick *ticker
+	hand handover    // as the last thread has left it
 	cpus unix.CPUSet // where the thread may run
 }
 
@@ -104,11 +105,11 @@ func (e *executor) attempt(req Request, rep *Report) {
 	}
 	e.approach(where.Processor)
 	defer e.retreat()
-	a := &attach{
-		t: &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick}, f: f, p: p, now: time.Now, rep: rep, options: e.options,
-	}
+	t := &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick, hand: e.hand}
+	a := &attach{t: t, f: f, p: p, now: time.Now, rep: rep, options: e.options}
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
 	a.run()
+	e.hand = t.hand
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		e.journal.close()

@@ -11,12 +11,47 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-// spinFor is how long a stop is awaited by asking again and again: less than it takes to fall asleep and be woken on another
-// CPU, while PID 1 stands still. napFor is how long it is slept between two looks by who has no ticker.
+// spinFor is how long a stop is awaited by asking again and again: longer than one takes on another CPU that has nothing else to do, and
+// less than it takes to fall asleep, and be woken by that CPU, while PID 1 stands still. napFor is how long it is slept between two looks
+// by who has no ticker.
 const (
-	spinFor = 10 * time.Microsecond
+	spinFor = 25 * time.Microsecond
 	napFor  = 50 * time.Microsecond
 )
+
+// handover chooses between the two ways to wait for a stop. A thread on our own CPU gets nowhere while we ask, and is quick while we
+// sleep; one on another CPU is the other way round. The kernel moves it as it likes, so that only time tells which it is.
+type handover struct {
+	sleep bool
+	slow  int // stops that were slept for and took longer than to ask
+	// patience is how many of these it takes for another try to ask.
+	patience int
+}
+
+const (
+	// atOnce is for a stop that was there when we began to ask: the thread had our CPU while we resumed it, or was quick elsewhere.
+	atOnce = 3 * time.Microsecond
+	// maxPatience is for a thread that has to wait for its CPU, and for which asking is no help.
+	maxPatience = 64
+)
+
+// came notes how long a stop took.
+func (h *handover) came(asleep bool, after time.Duration) {
+	switch {
+	case !asleep && after > atOnce: // it ran while we asked
+		h.patience = 0
+	case asleep && after > spinFor:
+		if h.slow++; h.slow > h.patience {
+			h.sleep, h.slow = false, 0
+		}
+	}
+}
+
+// missed notes that a stop did not come for the asking.
+func (h *handover) missed() {
+	h.sleep, h.slow = true, 0
+	h.patience = min(2*h.patience+1, maxPatience)
+}
 
 const (
 	ntPRStatus         = 1 // NT_PRSTATUS (include/uapi/linux/elf.h)
@@ -44,7 +79,7 @@ type thread struct {
 	tid  int
 	tgid int
 	tick *ticker // ends the sleep in wait from time to time; nil: it naps instead
-	near bool    // it seems to run on our CPU, where it gets nowhere while we ask
+	hand handover
 
 	// Buffers that the kernel writes to, here so that no call allocates.
 	iov  unix.Iovec
@@ -108,15 +143,12 @@ func (t *thread) suspendSeccomp(on bool) error {
 }
 
 func (t *thread) wait(d time.Duration) (stop, error) {
-	var (
-		began time.Time
-		late  bool
-	)
+	began, late, asleep := time.Now(), false, t.hand.sleep
 	// WNOWAIT: a stop that has been waited for is one whose signal is forgotten if we die before we resume the thread
 	// (wait_task_stopped() in kernel/exit.c clears what ptrace_stop() returns). Left alone, the signal is delivered.
 	// __WALL: threads that are not group leaders do not send SIGCHLD and are not found without (wait(2)).
 	options := unix.WEXITED | unix.WSTOPPED | unix.WNOWAIT | unix.WALL
-	if !t.near {
+	if !asleep {
 		options |= unix.WNOHANG
 	}
 	for {
@@ -129,6 +161,9 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 			return stop{}, fmt.Errorf("wait for thread %d: %w", t.tid, errno)
 		case errno == 0 && *(*int32)(unsafe.Pointer(&t.sig[0])) == int32(unix.SIGCHLD):
 			if code := *(*int32)(unsafe.Pointer(&t.sig[8])); code == cldTrapped || code == cldStopped {
+				if t.hand.sleep == asleep { // else it was missed
+					t.hand.came(asleep, time.Since(began))
+				}
 				// si_status is the stop's code, which wait4 shows shifted and with 0x7f below.
 				return classify(*(*uint32)(unsafe.Pointer(&t.sig[24]))<<8 | 0x7f), nil
 			}
@@ -136,20 +171,16 @@ func (t *thread) wait(d time.Duration) (stop, error) {
 				return stop{kind: stopGone}, nil
 			}
 		}
-		now := time.Now()
-		if began.IsZero() {
-			began = now
-		}
-		switch waited := now.Sub(began); {
+		switch waited := time.Since(began); {
 		case late:
 			return stop{}, errStuck
 		case waited > d:
 			// It may have stopped while we did not get to run.
 			late = true
 			options |= unix.WNOHANG
-		case waited <= spinFor || t.near:
+		case waited <= spinFor || t.hand.sleep:
 		case t.tick != nil:
-			t.near = true
+			t.hand.missed()
 			options &^= unix.WNOHANG
 		default:
 			ts := unix.NsecToTimespec(int64(napFor))
