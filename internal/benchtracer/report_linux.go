@@ -48,7 +48,7 @@ func stopCells(all []stops) string {
 
 func (r *result) pileTable(b *strings.Builder) {
 	fmt.Fprintf(b, "### A pile of %d zombies\n\nµs for each zombie. PID 1 has nothing else to do. *Stopped* is the time in which PID 1 cannot run, "+
-		"*all* the time from the first look to the last zombie's end, in which PID 1 is left alone for more than half. CPU is what PID 1 and the "+
+		"*all* the time from the first look to the last zombie's end, most of which PID 1 is left alone. CPU is what PID 1 and the "+
 		"tracer have used. Stops are those of all rounds together, in ms.\n\n"+
 		"| PID 1 may run on | who reaps | stopped | all | CPU of PID 1 | CPU of the tracer | attaches | stop: median | 99 %% | longest |\n"+
 		"|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", r.Zombies)
