@@ -154,7 +154,7 @@ func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Re
 const minRest = time.Millisecond
 
 // watchIdle returns what tells whether no thread of a process has run for minRest, since it was last asked or, for the first time, from
-// now on.
+// now on, nor waits for a CPU to do so.
 func (e *executor) watchIdle(pid procfs.HostPID) (idle func() bool) {
 	last, known := e.look.timeslices(pid)
 	since := time.Now()
@@ -165,7 +165,7 @@ func (e *executor) watchIdle(pid procfs.HostPID) (idle func() bool) {
 		before := last
 		last, known = e.look.timeslices(pid)
 		since = time.Now()
-		return known && last == before
+		return known && last == before && e.look.parked(pid)
 	}
 }
 
