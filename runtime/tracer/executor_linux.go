@@ -136,13 +136,16 @@ func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Re
 			return p, no(ReasonBusy, "no thread is parked")
 		}
 	}
-	unused := e.watchIdle(req.PID)
+	var unused func() bool
+	if time.Now().Before(at) { // else nobody asks
+		unused = e.watchIdle(req.PID)
+	}
 	f.openNamespace()
 	if p, err = o.zombies(req, f, results); err != nil {
 		return p, err
 	}
 	for time.Now().Before(at) && !unused() {
-		nap(earlier(at, time.Now().Add(minRest)))
+		nap(time.Now().Add(min(minRest, time.Until(at))))
 	}
 	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
 		return p, err
@@ -167,13 +170,6 @@ func (e *executor) watchIdle(pid procfs.HostPID) (idle func() bool) {
 		since = time.Now()
 		return known && last == before && e.look.parked(pid)
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // nap sleeps on this thread: time.Sleep has another one look at the clock and hand over.

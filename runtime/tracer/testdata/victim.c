@@ -341,8 +341,7 @@ static void park(void)
 	say("woken interrupted %ld", interrupted);
 }
 
-// seccomp-hammer: hardly ever out of poll, and tries a forbidden call whenever it is.
-// It looks for a byte five thousand times a second.
+// restless looks for a byte five thousand times a second.
 static void restless(void)
 {
 	struct timespec ts = { .tv_nsec = 200 * 1000 };
@@ -352,6 +351,7 @@ static void restless(void)
 		;
 }
 
+// seccomp-hammer: hardly ever out of poll, and tries a forbidden call whenever it is.
 static void seccomp_hammer(int n)
 {
 	orphans(n);
