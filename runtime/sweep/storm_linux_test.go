@@ -133,6 +133,76 @@ func TestWorkIsLinear(t *testing.T) {
 	}
 }
 
+// The list of children is left alone while there is more to be done than a look finds, but not for long, and not when somebody asks.
+func TestNoLookWhileThereIsPlenty(t *testing.T) {
+	const zombies, look, each = 200, 50, 60
+	p := startHerd(t)
+	proc := &counted{FS: os.DirFS("/proc")}
+	p.proc = procfs.New(proc)
+	p.herd("adopted", zombies)
+	p.aged()
+	r := &recorder{}
+	s, c := p.sweeper(r, time.Hour)
+	s.SetLimits(look, 2*zombies, zombies, 1024)
+	s.SetCgroups(nil)
+	for s.Tracked() < zombies {
+		if res := mustSweep(t, s); !res.More && s.Tracked() < zombies {
+			t.Fatalf("%d of %d zombies found, and no more", s.Tracked(), zombies)
+		}
+	}
+	c.now = c.now.Add(2 * time.Hour)
+
+	// run has at most n reaped, and says whether it has read the list.
+	run := func(n int, sweep func(context.Context) (sweep.Result, error)) bool {
+		t.Helper()
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		r.answer = func(req tracer.Request) tracer.Report {
+			rep := answerAll(tracer.Left, tracer.ReasonBudget)(req)
+			some := min(n, len(req.Zombies))
+			p.herd("reap", some)
+			for i := range some {
+				rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+			}
+			if n -= some; n == 0 {
+				cancel()
+			}
+			return rep
+		}
+		before := proc.pages.Load()
+		if _, err := sweep(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return proc.pages.Load() > before
+	}
+	if !run(each, s.Sweep) {
+		t.Error("no look in the first sweep after two hours")
+	}
+	p.herd("adopted", 1)
+	if run(1, s.Sweep) {
+		t.Errorf("a look with %d zombies due", s.Tracked())
+	}
+	if s.Tracked() != zombies-each-1 {
+		t.Errorf("%d zombies are known, want %d", s.Tracked(), zombies-each-1)
+	}
+	if !run(1, s.SweepNow) {
+		t.Error("no look for somebody who asks")
+	}
+	if s.Tracked() != zombies-each-1 {
+		t.Errorf("%d zombies are known, want %d", s.Tracked(), zombies-each-1)
+	}
+	c.now = c.now.Add(2 * time.Second)
+	if !run(1, s.Sweep) {
+		t.Error("no look within two seconds")
+	}
+	if run(each, s.Sweep) {
+		t.Errorf("a look with %d zombies due", s.Tracked()+each)
+	}
+	if run(s.Tracked()-look, s.Sweep); !run(1, s.Sweep) {
+		t.Errorf("no look with %d zombies due", s.Tracked())
+	}
+}
+
 // However many zombies there are that nobody may reap, memory and the work of one sweep stay bounded, all are counted, and the
 // orphans behind them are found.
 func TestMemoryIsBounded(t *testing.T) {

@@ -70,6 +70,9 @@ const (
 	// fullEvery is the interval of the sweeps that read what changes seldom or matters only to the statistics.
 	fullEvery = 10 * time.Second
 
+	// lookWithin is the interval of the sweeps that read the lists of children however much there is to be done.
+	lookWithin = 2 * time.Second
+
 	verifyEvery = 10 * time.Second
 	verifyFew   = time.Second
 
@@ -147,6 +150,7 @@ type Sweeper struct {
 	impatient bool          // in SweepNow: proven orphans are due at first sight
 
 	nextFull, nextWalk time.Time
+	looked             time.Time // the last time that the lists of children were read
 	retryAt            time.Time // of whole requests
 	retryWait          time.Duration
 
@@ -229,9 +233,12 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 		s.nextFull = now.Add(fullEvery)
 	}
 	began := s.cfg.Now()
-	complete, err := s.look(leader, full, now)
-	if err != nil {
-		return Result{}, err
+	complete := true
+	s.fresh = s.fresh[:0]
+	if full || s.impatient || !s.plenty(now) {
+		if complete, err = s.look(leader, full, now); err != nil {
+			return Result{}, err
+		}
 	}
 	found := len(s.fresh)
 	s.judge(leader)
@@ -264,6 +271,22 @@ func (s *Sweeper) init() (procfs.Stat, error) {
 	return st, nil
 }
 
+// plenty reports whether there is enough to be done without a look, of which there has been one not long ago. The kernel walks the list
+// of children from its front for each page that is read of it, holding up every fork(2), so that a look costs as the square of how
+// many there are: the more have piled up, the more it pays not to look.
+func (s *Sweeper) plenty(now time.Time) bool {
+	if s.cfg.Reaper == nil || len(s.zombies) <= s.limits.look || now.Sub(s.looked) >= lookWithin {
+		return false
+	}
+	ticks, due := s.cfg.BootTicks(), 0
+	for _, z := range s.zombies {
+		if s.isDue(z, now, ticks) {
+			due++
+		}
+	}
+	return due > s.limits.look
+}
+
 func leaderAlive(st procfs.Stat) bool { return st.State != procfs.StateZombie }
 
 // surplus counts zombies that are not remembered, by verdict and by rules.
@@ -276,7 +299,7 @@ type surplus struct {
 func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete bool, err error) {
 	init := s.cfg.Init.PID
 	s.round++
-	s.fresh = s.fresh[:0]
+	s.looked = now
 	s.listed = 0
 	threads := []procfs.HostPID{init}
 	// While the leader lives adopted children hang on it (B1 in the design's attacks); what hangs on other threads is
@@ -540,18 +563,18 @@ func (s *Sweeper) procs() []procfs.HostPID {
 func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 	var out []*zombie
 	for _, z := range s.zombies {
-		at, ok := s.dueAt(z)
-		if !ok || at.After(now) {
-			continue
+		if s.isDue(z, now, ticks) {
+			out = append(out, z)
 		}
-		// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on.
-		if ticks < z.startTime+lineage.MinTicks {
-			continue
-		}
-		out = append(out, z)
 	}
 	slices.SortFunc(out, func(a, b *zombie) int { return cmp.Compare(a.number, b.number) })
 	return out
+}
+
+func (s *Sweeper) isDue(z *zombie, now time.Time, ticks uint64) bool {
+	at, ok := s.dueAt(z)
+	// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on.
+	return ok && !at.After(now) && ticks >= z.startTime+lineage.MinTicks
 }
 
 // dueAt returns when a zombie may be reaped; ok is false when it may not.
