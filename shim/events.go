@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	eventstypes "github.com/containerd/containerd/api/events"
@@ -24,10 +25,13 @@ const TopicZombies = "/tasks/zombies"
 const (
 	// eventQueue is how many of our events may wait for containerd; what does not fit is dropped and counted.
 	eventQueue = 512
+	// statsRoom is what only statistics may take beyond: however many orphans there are, what says so is told.
+	statsRoom = 64
 	// publishTimeout is for one event. containerd answers in well under a millisecond; when it is away (a restart) events
 	// of ours are lost rather than kept.
 	publishTimeout = 2 * time.Second
-	// flushTimeout is what the last events get when the shim shuts down.
+	// flushTimeout is what the last events get when the shim shuts down, the second half of it for statistics alone: a task's final
+	// ones are the last in the queue.
 	flushTimeout = 2 * time.Second
 )
 
@@ -38,6 +42,7 @@ type eventPublisher struct {
 	client    *ttrpcutil.Client
 	queue     chan *types.Envelope
 	stopped   chan struct{}
+	late      atomic.Bool // only statistics are sent any more
 
 	mu     sync.Mutex
 	closed bool
@@ -51,7 +56,7 @@ func newEventPublisher(namespace, address string) (*eventPublisher, error) {
 	p := &eventPublisher{
 		namespace: namespace,
 		client:    client,
-		queue:     make(chan *types.Envelope, eventQueue),
+		queue:     make(chan *types.Envelope, eventQueue+statsRoom),
 		stopped:   make(chan struct{}),
 	}
 	go p.run()
@@ -73,7 +78,7 @@ func (p *eventPublisher) publish(topic string, event any) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || topic != TopicZombies && len(p.queue) >= eventQueue {
 		return false
 	}
 	select {
@@ -87,6 +92,9 @@ func (p *eventPublisher) publish(topic string, event any) bool {
 func (p *eventPublisher) run() {
 	defer close(p.stopped)
 	for envelope := range p.queue {
+		if p.late.Load() && envelope.GetTopic() != TopicZombies {
+			continue
+		}
 		if err := p.forward(envelope); err != nil {
 			log.L.WithError(err).Debugf("event for topic %s dropped", envelope.GetTopic())
 		}
@@ -117,9 +125,12 @@ func (p *eventPublisher) close() {
 		close(p.queue)
 	}
 	p.mu.Unlock()
-	select {
-	case <-p.stopped:
-	case <-time.After(flushTimeout):
+	for range 2 {
+		select {
+		case <-p.stopped:
+		case <-time.After(flushTimeout / 2):
+			p.late.Store(true)
+		}
 	}
 	_ = p.client.Close()
 }

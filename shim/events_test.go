@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/shim/api"
 )
 
 // eventServer is containerd's end: the ttrpc events service, on a socket of its own. While hung it answers nobody.
@@ -24,6 +25,7 @@ type eventServer struct {
 	mu       sync.Mutex
 	topics   []string
 	hung     chan struct{} // nil: answers
+	slow     time.Duration // what an answer takes
 	attempts int
 }
 
@@ -39,6 +41,7 @@ func (s *eventServer) Forward(ctx context.Context, r *eventsapi.ForwardRequest) 
 		}
 		return nil, ctx.Err()
 	}
+	time.Sleep(s.slow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.topics = append(s.topics, r.GetEnvelope().GetTopic())
@@ -93,6 +96,28 @@ func TestCloseSendsWhatIsQueued(t *testing.T) {
 		t.Error("a closed publisher takes events")
 	}
 	p.close() // and can be closed again
+}
+
+// A busy containerd behind more orphans than it can be told of in time: a task's final statistics arrive all the same.
+func TestFinalStatisticsAreNotCrowdedOut(t *testing.T) {
+	s := &eventServer{slow: 10 * time.Millisecond}
+	p, err := newEventPublisher("ns", serveEvents(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p.publish("/tasks/exit", exitEvent()) { // until there is no room
+	}
+	if !p.publish(TopicZombies, &api.ZombieStats{Final: true}) {
+		t.Fatal("no room for statistics behind orphans")
+	}
+	if took := eventQueue * s.slow; took <= flushTimeout {
+		t.Fatalf("all of them would arrive within %v", took)
+	}
+	p.close()
+	if s.mu.Lock(); len(s.topics) == 0 || s.topics[len(s.topics)-1] != TopicZombies {
+		t.Errorf("the last of %d topics is not that of statistics", len(s.topics))
+	}
+	s.mu.Unlock()
 }
 
 // C6: with a containerd that does not answer, events are dropped, not kept and tried again, and nobody waits.
