@@ -233,13 +233,69 @@ func TestPackages(t *testing.T) {
 	})
 
 	t.Run("rpm", func(t *testing.T) {
-		text, err := os.ReadFile(one(t, dist, "*.rpm"))
-		if err != nil {
+		testutil.Root(t)
+		testutil.Tool(t, "rpm")
+		file := one(t, dist, "*.rpm")
+		root := t.TempDir()
+		// Scripts of a package run in the root that it is installed to.
+		for _, dir := range []string{"bin", "etc/containerd/conf.d"} {
+			if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(t, "cp", "/bin/busybox", filepath.Join(root, "bin"))
+		for _, name := range []string{"sh", "grep"} {
+			if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const name = "containerd-shim-reaper"
+		rpm := func(args ...string) (string, error) {
+			out, err := exec.Command("rpm", append([]string{"--root", root}, args...)...).CombinedOutput()
+			return string(out), err
+		}
+		must := func(args ...string) {
+			t.Helper()
+			if out, err := rpm(args...); err != nil {
+				t.Fatalf("rpm %v: %v\n%s", args, err, out)
+			}
+		}
+		left := func(p string) bool {
+			_, err := os.Lstat(filepath.Join(root, p))
+			return err == nil
+		}
+		must("--install", "--nodeps", file) // of /bin/sh, which no package has brought
+		must("--verify", "--nodeps", name)
+		for _, p := range programs {
+			if !left("usr/bin/" + p) {
+				t.Errorf("no %s", p)
+			}
+		}
+		run(t, filepath.Join(root, "usr/bin/containerd-shim-reaper-v2"), "-v")
+		dropIn := filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
+		if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		// The magic of a lead, rpm's lib/rpmlead.c, and the names in the header, which is not compressed.
-		if !bytes.HasPrefix(text, []byte{0xed, 0xab, 0xee, 0xdb}) || !bytes.Contains(text, []byte("containerd-shim-reaper-v2\x00")) {
-			t.Error("no package of rpm with the shim in it")
+		// With the handler still there, and nothing that could take it out, the programs stay. An upgrade does not ask.
+		self := filepath.Join(root, "usr/bin/reaper-install")
+		if err := os.WriteFile(self, []byte("#!/bin/sh\n[ \"$*\" = uninstall ] || exit 9\nexit 3\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := rpm("--erase", name); err == nil || !left("usr/bin/containerd-shim-reaper-v2") {
+			t.Errorf("removed while in use: %v, %s", err, out)
+		}
+		must("--upgrade", "--force", "--nodeps", file)
+		must("--verify", "--nodeps", name)
+		if err := os.Remove(dropIn); err != nil {
+			t.Fatal(err)
+		}
+		must("--erase", name)
+		for _, p := range []string{
+			"usr/bin/containerd-shim-reaper-v2", "usr/lib/systemd/system/reaper-exporter.service", "usr/share/" + name, "usr/share/doc/" + name,
+		} {
+			if left(p) {
+				t.Errorf("%s is left", p)
+			}
 		}
 	})
 }
