@@ -34,6 +34,8 @@ type Spec struct {
 	Labels      map[string]string
 	Terminal    bool
 	Stdin       io.Reader
+	// Restore is a directory with the images of a checkpoint that the task is made from. Its process exists once it is started.
+	Restore string
 	// Extra is applied to the OCI spec last.
 	Extra []oci.SpecOpts
 }
@@ -120,7 +122,11 @@ func (d *Daemon) Create(ctx context.Context, spec Spec) (_ *Container, err error
 	if spec.Terminal {
 		streams = append(streams, cio.WithTerminal)
 	}
-	c.Task, err = container.NewTask(ctx, cio.NewCreator(streams...))
+	var taskOpts []client.NewTaskOpts
+	if spec.Restore != "" {
+		taskOpts = append(taskOpts, client.WithRestoreImagePath(spec.Restore))
+	}
+	c.Task, err = container.NewTask(ctx, cio.NewCreator(streams...), taskOpts...)
 	if err != nil {
 		return nil, errors.Join(err, container.Delete(context.WithoutCancel(ctx), client.WithSnapshotCleanup))
 	}
@@ -142,6 +148,7 @@ func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
 		return nil, errors.Join(fmt.Errorf("start container %s (%s): %w", c.ID(), spec.Runtime, err),
 			c.Remove(context.WithoutCancel(ctx)))
 	}
+	c.PID = int(c.Task.Pid())
 	return c, nil
 }
 

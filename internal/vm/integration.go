@@ -13,10 +13,15 @@ import (
 )
 
 // Programs of this machine that the integration tests use and busybox does not have in full.
-var programs = []string{"nsenter", "ps"}
+var programs = []string{"nsenter", "ps", "criu", "tar"}
 
-// modules that the containers need, in the order of their dependence.
-var modules = []string{"fs/overlayfs/overlay.ko"}
+// modules that the containers need, and CRIU (those with diag in their names), in the order of their dependence.
+var modules = []string{
+	"fs/overlayfs/overlay.ko",
+	"net/unix/unix_diag.ko", "net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/ipv4/udp_diag.ko", "net/ipv4/raw_diag.ko",
+	"net/packet/af_packet_diag.ko", "net/netlink/netlink_diag.ko",
+	"crypto/crc32c_generic.ko", "lib/libcrc32c.ko", "net/netfilter/nfnetlink.ko", "net/netfilter/nf_tables.ko",
+}
 
 // integration brings the tests of ./integration with containerd, runc and all that "make build tools testprogs" has made. They
 // are of this machine's architecture, and so is the virtual one.
