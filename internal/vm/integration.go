@@ -59,7 +59,7 @@ func (b *builder) integration(ctx context.Context) error {
 	for _, name := range programs {
 		from, err := exec.LookPath(name)
 		if err != nil {
-			return fmt.Errorf("%w (make deps)", err)
+			return fmt.Errorf("%w (make deps-vm)", err)
 		}
 		if err := b.program(ctx, from, filepath.Join("/usr/local/bin", name)); err != nil {
 			return err
