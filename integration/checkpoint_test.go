@@ -39,18 +39,18 @@ func TestCheckpoint(t *testing.T) {
 			// CRIU takes down a network of its own with programs that need not be there.
 			Extra: []oci.SpecOpts{oci.WithHostNamespace(specs.NetworkNamespace)},
 		}
+		events := subscribe(t, d)
 		c := run(t, d, spec)
 		exec(t, c, "/bin/sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &")
 		child(t, c, "sleep")
 		images := filepath.Join(t.TempDir(), "images")
 		checkpoint(t, c, images)
-		leak(t, c, ours, 0)
+		leak(t, c, events, ours, 0)
 		if err := c.Remove(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 
 		spec.Restore = images
-		events := subscribe(t, d)
 		restored := run(t, d, spec)
 		own, orphan := child(t, restored, "tail"), child(t, restored, "sleep")
 		for _, pid := range []int{own, orphan} {
@@ -58,13 +58,7 @@ func TestCheckpoint(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if ours {
-			testutil.Eventually(t, testutil.Slow(20*time.Second), func() (bool, string) {
-				all := harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == restored.ID() })
-				return len(all) > 0 && all[len(all)-1].GetUnproven() == 2, fmt.Sprintf("want two unproven: %v", all)
-			})
-		}
-		leak(t, restored, ours, 2)
+		leak(t, restored, events, ours, 2)
 	})
 }
 
@@ -72,6 +66,7 @@ func TestCheckpoint(t *testing.T) {
 func TestCheckpointInModeInit(t *testing.T) {
 	criu(t)
 	d := daemon(t)
+	events := subscribe(t, d)
 	c := run(t, d, harness.Spec{
 		Runtime: reaper(t), Args: []string{"/bin/pause1", "poll"}, Annotations: initMode,
 		Extra: []oci.SpecOpts{oci.WithHostNamespace(specs.NetworkNamespace)},
@@ -79,7 +74,7 @@ func TestCheckpointInModeInit(t *testing.T) {
 	if _, err := c.Task.Checkpoint(t.Context(), client.WithCheckpointImagePath(filepath.Join(t.TempDir(), "images"))); err == nil {
 		t.Error("docs/init-mode.md says that there is no checkpoint in mode init")
 	}
-	leak(t, c, true, 0)
+	leak(t, c, events, true, 0)
 }
 
 // checkpoint writes images of the container's processes, which go on.
@@ -117,17 +112,22 @@ func child(t *testing.T, c *harness.Container, comm string) (found int) {
 	return found
 }
 
-// leak has three orphans made in the container, and waits until there are no more zombies than before under our runtime, and three more
-// under the other.
-func leak(t *testing.T, c *harness.Container, ours bool, before int) {
+// leak has three orphans made in a container that has had none, and waits until all of them are reaped under our runtime, with what there was
+// before unproven and still there, or until there are three more under the other.
+func leak(t *testing.T, c *harness.Container, events *harness.Events, ours bool, before int) {
 	t.Helper()
-	exec(t, c, "/bin/leak", "-n", "3")
-	want := before
-	if !ours {
-		want += 3
-	}
+	const n = 3
+	exec(t, c, "/bin/leak", "-n", fmt.Sprint(n))
 	testutil.Eventually(t, testutil.Slow(20*time.Second), func() (bool, string) {
 		zs := zombies(t, c)
-		return len(zs) == want, fmt.Sprintf("%s, want %d", describe(zs), want)
+		if !ours {
+			return len(zs) == before+n, fmt.Sprintf("%s, want %d", describe(zs), before+n)
+		}
+		var last *api.ZombieStats
+		for _, s := range harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }) {
+			last = s
+		}
+		return len(zs) == before && last.GetReapedByTracer()+last.GetReapedByInit() == n && last.GetUnproven() == uint32(before),
+			fmt.Sprintf("%s, want %d, and %d reaped: %v", describe(zs), before, n, last)
 	})
 }
