@@ -17,7 +17,6 @@ import (
 
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/testutil"
-	"github.com/reaper-shim/reaper/runtime/procfs"
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
@@ -96,20 +95,14 @@ func checkpoint(t *testing.T, c *harness.Container, images string) {
 }
 
 // child waits for a child of PID 1 that has that name.
-func child(t *testing.T, c *harness.Container, comm string) (found int) {
+func child(t *testing.T, c *harness.Container, comm string) int {
 	t.Helper()
-	proc := procfs.New(os.DirFS("/proc"))
-	testutil.Eventually(t, testutil.Slow(10*time.Second), func() (bool, string) {
-		pids, err := proc.ThreadChildren(procfs.HostPID(c.PID), procfs.HostPID(c.PID))
-		for _, pid := range pids {
-			if st, err := proc.Stat(pid); err == nil && st.Comm == comm {
-				found = int(pid)
-				return true, ""
-			}
-		}
-		return false, fmt.Sprintf("children of PID 1: %v, %v, none of them %s", pids, err, comm)
+	var found []harness.Process
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		found = harness.Children(c.PID, comm)
+		return len(found) > 0, "PID 1 has no child " + comm
 	})
-	return found
+	return found[0].PID
 }
 
 // leak has three orphans made in a container that has had none, and waits until all of them are reaped under our runtime, with what there was
@@ -118,13 +111,13 @@ func leak(t *testing.T, c *harness.Container, events *harness.Events, ours bool,
 	t.Helper()
 	const n = 3
 	exec(t, c, "/bin/leak", "-n", fmt.Sprint(n))
-	testutil.Eventually(t, testutil.Slow(20*time.Second), func() (bool, string) {
+	testutil.Eventually(t, 20*time.Second, func() (bool, string) {
 		zs := zombies(t, c)
 		if !ours {
 			return len(zs) == before+n, fmt.Sprintf("%s, want %d", describe(zs), before+n)
 		}
 		var last *api.ZombieStats
-		for _, s := range harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }) {
+		for _, s := range statsOf(events, c) {
 			last = s
 		}
 		return len(zs) == before && last.GetReapedByTracer()+last.GetReapedByInit() == n && last.GetUnproven() == uint32(before),

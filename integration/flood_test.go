@@ -15,7 +15,6 @@ import (
 
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/testutil"
-	"github.com/reaper-shim/reaper/shim/api"
 )
 
 // TestFlood: thousands of orphans, each reported, and a containerd that is away in the middle of it, neither delay nor reorder nor
@@ -175,7 +174,7 @@ func TestNoEventsForDocker(t *testing.T) {
 			}
 			// The shim sends what it has before it ends.
 			testutil.Eventually(t, 10*time.Second, func() (bool, string) { return !shim.Alive(), "the shim is still there" })
-			reports := len(harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }))
+			reports := len(statsOf(events, c))
 			if got := len(events.OrphanExits(c.ID())) > 0 || reports > 0; got != asked {
 				t.Errorf("%d exits of orphans and %d reports, want some: %v", len(events.OrphanExits(c.ID())), reports, asked)
 			}

@@ -53,7 +53,7 @@ func TestForkLogProvesEarlyOrphans(t *testing.T) {
 			}
 			var last *api.ZombieStats
 			testutil.Eventually(t, 10*time.Second, func() (bool, string) {
-				for _, s := range harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }) {
+				for _, s := range statsOf(events, c) {
 					last = s
 				}
 				return last != nil && last.GetUnproven() == tt.unproven && last.GetOwn() == tt.own && last.GetAdopted() == 0, fmt.Sprint(last)
@@ -103,7 +103,7 @@ func TestForkLogRefused(t *testing.T) {
 	if final.GetReapedByTracer() != 20 {
 		t.Errorf("statistics %v, want 20 reaped", final)
 	}
-	for _, s := range harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() }) {
+	for _, s := range statsOf(events, c) {
 		if !strings.Contains(s.GetForkLog().GetReason(), reason) {
 			t.Errorf("statistics without a reason: %v", s)
 		}

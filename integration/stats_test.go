@@ -17,6 +17,11 @@ import (
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
+// statsOf returns all statistics of a container that its shim has published, in their order.
+func statsOf(events *harness.Events, c *harness.Container) []*api.ZombieStats {
+	return harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() })
+}
+
 // finalStats deletes a container and returns the last statistics that its shim publishes.
 func finalStats(t *testing.T, events *harness.Events, c *harness.Container) *api.ZombieStats {
 	t.Helper()
@@ -140,7 +145,7 @@ func TestModesInStatistics(t *testing.T) {
 		Annotations: map[string]string{"io.containerd.reaper.mode": "observe"}})
 	exec(t, c, "/bin/leak", "-n", "4")
 	testutil.Eventually(t, 15*time.Second, func() (bool, string) {
-		stats := harness.Payloads(events, func(s *api.ZombieStats) bool { return s.GetContainerId() == c.ID() })
+		stats := statsOf(events, c)
 		if len(stats) == 0 {
 			return false, "no statistics yet"
 		}

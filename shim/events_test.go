@@ -114,10 +114,11 @@ func TestFinalStatisticsAreNotCrowdedOut(t *testing.T) {
 		t.Fatalf("all of them would arrive within %v", took)
 	}
 	p.close()
-	if s.mu.Lock(); len(s.topics) == 0 || s.topics[len(s.topics)-1] != TopicZombies {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.topics) == 0 || s.topics[len(s.topics)-1] != TopicZombies {
 		t.Errorf("the last of %d topics is not that of statistics", len(s.topics))
 	}
-	s.mu.Unlock()
 }
 
 // C6: with a containerd that does not answer, events are dropped, not kept and tried again, and nobody waits.

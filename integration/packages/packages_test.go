@@ -79,6 +79,21 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
+// putToUse has an installation below root look like one whose handler is in use: reaper-install does not take it out. It returns the file
+// with the handler.
+func putToUse(t *testing.T, root string) (dropIn string) {
+	t.Helper()
+	dropIn = filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
+	if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stub := []byte("#!/bin/sh\n[ \"$*\" = uninstall ] || exit 9\nexit 3\n")
+	if err := os.WriteFile(filepath.Join(root, "usr/bin/reaper-install"), stub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dropIn
+}
+
 func TestPackages(t *testing.T) {
 	dist := build(t)
 
@@ -204,17 +219,7 @@ func TestPackages(t *testing.T) {
 			t.Errorf("unit of the exporter: %v, want one that starts the package's program:\n%s", err, unit)
 		}
 		// With the handler still there, and nothing that could take it out, the programs stay.
-		dropIn := filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
-		if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		self := filepath.Join(root, "usr/bin/reaper-install")
-		if err := os.Rename(self, self+".away"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(self, []byte("#!/bin/sh\n[ \"$*\" = uninstall ] || exit 9\nexit 3\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		dropIn := putToUse(t, root)
 		if out, err := dpkg("--remove", "containerd-shim-reaper"); err == nil {
 			t.Errorf("removed while in use: %s", out)
 		}
@@ -272,15 +277,8 @@ func TestPackages(t *testing.T) {
 			}
 		}
 		run(t, filepath.Join(root, "usr/bin/containerd-shim-reaper-v2"), "-v")
-		dropIn := filepath.Join(root, "etc/containerd/conf.d/reaper.toml")
-		if err := os.WriteFile(dropIn, []byte("# written by reaper-install\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
 		// With the handler still there, and nothing that could take it out, the programs stay. An upgrade does not ask.
-		self := filepath.Join(root, "usr/bin/reaper-install")
-		if err := os.WriteFile(self, []byte("#!/bin/sh\n[ \"$*\" = uninstall ] || exit 9\nexit 3\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		dropIn := putToUse(t, root)
 		if out, err := rpm("--erase", name); err == nil || !left("usr/bin/containerd-shim-reaper-v2") {
 			t.Errorf("removed while in use: %v, %s", err, out)
 		}

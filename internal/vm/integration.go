@@ -15,7 +15,7 @@ import (
 // Programs of this machine that the integration tests use and busybox does not have in full.
 var programs = []string{"nsenter", "ps", "criu", "tar"}
 
-// modules that the containers need, and CRIU (those with diag in their names), in the order of their dependence.
+// modules in the order of their dependence: the first for the containers, all others for CRIU.
 var modules = []string{
 	"fs/overlayfs/overlay.ko",
 	"net/unix/unix_diag.ko", "net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/ipv4/udp_diag.ko", "net/ipv4/raw_diag.ko",

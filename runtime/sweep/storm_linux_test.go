@@ -24,6 +24,14 @@ func startHerd(t testing.TB) *pid1 {
 	return start(t, testutil.Victim(t, "herd"), "herd")
 }
 
+// startCountedHerd is startHerd, with all that is read of /proc counted.
+func startCountedHerd(t testing.TB) (*pid1, *counted) {
+	t.Helper()
+	p, proc := startHerd(t), &counted{FS: os.DirFS("/proc")}
+	p.proc = procfs.New(proc)
+	return p, proc
+}
+
 func (p *pid1) herd(what string, n int) {
 	p.t.Helper()
 	if _, err := fmt.Fprintln(p.in, what, n); err != nil {
@@ -76,9 +84,7 @@ func TestWorkIsLinear(t *testing.T) {
 	const asked = 1 // attach takes all that it is asked for
 	for _, n := range []int{10, 100, 1000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			p := startHerd(t)
-			proc := &counted{FS: os.DirFS("/proc")}
-			p.proc = procfs.New(proc)
+			p, proc := startCountedHerd(t)
 			p.herd("adopted", n)
 			p.aged()
 			r := &recorder{}
@@ -136,9 +142,7 @@ func TestWorkIsLinear(t *testing.T) {
 // The list of children is left alone while there is more to be done than a look finds, but not for long, and not when somebody asks.
 func TestNoLookWhileThereIsPlenty(t *testing.T) {
 	const zombies, look, each = 200, 50, 60
-	p := startHerd(t)
-	proc := &counted{FS: os.DirFS("/proc")}
-	p.proc = procfs.New(proc)
+	p, proc := startCountedHerd(t)
 	p.herd("adopted", zombies)
 	p.aged()
 	r := &recorder{}
@@ -207,9 +211,7 @@ func TestNoLookWhileThereIsPlenty(t *testing.T) {
 // orphans behind them are found.
 func TestMemoryIsBounded(t *testing.T) {
 	const own, adopted, look, tracked, useless, verify = 700, 40, 50, 100, 60, 20
-	p := startHerd(t)
-	proc := &counted{FS: os.DirFS("/proc")}
-	p.proc = procfs.New(proc)
+	p, proc := startCountedHerd(t)
 	p.herd("own", own)
 	p.herd("adopted", adopted)
 	r := &recorder{answer: answerAll(tracer.Reaped, "")}
