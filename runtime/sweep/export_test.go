@@ -11,10 +11,11 @@ func (s *Sweeper) SetLimits(look, tracked, useless, verify int) {
 func (s *Sweeper) Tracked() int { return len(s.zombies) }
 
 // MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal,
-// GatherFor that after an attach.
+// GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done.
 const (
 	MaxStop    = maxStop
 	MaxBatch   = tracer.MaxBatch
 	QuickFirst = quickFirst
+	LookBeside = lookBeside
 	GatherFor  = gatherFor
 )

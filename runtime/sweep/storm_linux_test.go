@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -54,12 +55,19 @@ func (p *pid1) aged() {
 type counted struct {
 	fs.FS
 	opened, status, pages atomic.Int64 // files of single processes, those of them that are status files, reads of children files
+	held                  sync.RWMutex // by whoever keeps the reads of children files waiting
+}
+
+// hold keeps the reads of children files waiting until open is called.
+func (c *counted) hold() (open func()) {
+	c.held.Lock()
+	return c.held.Unlock
 }
 
 func (c *counted) Open(name string) (fs.File, error) {
 	f, err := c.FS.Open(name)
 	if strings.HasSuffix(name, "/children") && err == nil {
-		return countedFile{f, &c.pages}, nil
+		return countedFile{f, c}, nil
 	}
 	c.opened.Add(1)
 	if strings.HasSuffix(name, "/status") {
@@ -70,11 +78,13 @@ func (c *counted) Open(name string) (fs.File, error) {
 
 type countedFile struct {
 	fs.File
-	reads *atomic.Int64
+	all *counted
 }
 
 func (f countedFile) Read(p []byte) (int, error) {
-	f.reads.Add(1)
+	f.all.held.RLock()
+	defer f.all.held.RUnlock()
+	f.all.pages.Add(1)
 	return f.File.Read(p)
 }
 
@@ -139,9 +149,10 @@ func TestWorkIsLinear(t *testing.T) {
 	}
 }
 
-// The list of children is left alone while there is more to be done than a look finds, but not for long, and not when somebody asks.
-func TestNoLookWhileThereIsPlenty(t *testing.T) {
-	const zombies, look, each = 200, 50, 60
+// While there is plenty to be done nobody waits for a look: it goes on beside the attaches, now and then, and finds what is new. Whoever
+// asks is told of all there is.
+func TestLookBeside(t *testing.T) {
+	const zombies, look, each = 200, 160, 60
 	p, proc := startCountedHerd(t)
 	p.herd("adopted", zombies)
 	p.aged()
@@ -179,30 +190,48 @@ func TestNoLookWhileThereIsPlenty(t *testing.T) {
 		}
 		return proc.pages.Load() > before
 	}
+	left := zombies
+	known := func(what string) {
+		t.Helper()
+		if s.Tracked() != left {
+			t.Errorf("%s: %d zombies are known, want %d", what, s.Tracked(), left)
+		}
+	}
 	if !run(each, s.Sweep) {
 		t.Error("no look in the first sweep after two hours")
 	}
+	left -= each
 	p.herd("adopted", 1)
 	if run(1, s.Sweep) {
-		t.Errorf("a look with %d zombies due", s.Tracked())
+		t.Errorf("a look with %d zombies due", s.Tracked()+1)
 	}
-	if s.Tracked() != zombies-each-1 {
-		t.Errorf("%d zombies are known, want %d", s.Tracked(), zombies-each-1)
-	}
+	left--
+	known("without a look")
 	if !run(1, s.SweepNow) {
 		t.Error("no look for somebody who asks")
 	}
-	if s.Tracked() != zombies-each-1 {
-		t.Errorf("%d zombies are known, want %d", s.Tracked(), zombies-each-1)
+	known("after a look and another one reaped")
+
+	c.now = c.now.Add(sweep.LookBeside)
+	p.herd("adopted", 1)
+	r.requests, r.answer = nil, answerAll(tracer.Left, tracer.ReasonBudget)
+	open := proc.hold()
+	mustSweep(t, s)
+	open()
+	if len(r.requests) == 0 {
+		t.Error("nothing was asked for during the look")
 	}
-	c.now = c.now.Add(2 * time.Second)
-	if !run(1, s.Sweep) {
-		t.Error("no look within two seconds")
+	known("with the look still going on")
+	left++
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		return s.Tracked() == left, fmt.Sprintf("%d zombies are known, want %d", s.Tracked(), left)
+	})
+	if run(1, s.Sweep) {
+		t.Error("a second look at once")
 	}
-	if run(each, s.Sweep) {
-		t.Errorf("a look with %d zombies due", s.Tracked()+each)
-	}
-	if run(s.Tracked()-look, s.Sweep); !run(1, s.Sweep) {
+	left--
+	if run(left-look/16, s.Sweep); !run(1, s.Sweep) {
 		t.Errorf("no look with %d zombies due", s.Tracked())
 	}
 }

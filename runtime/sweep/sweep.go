@@ -70,8 +70,8 @@ const (
 	// fullEvery is the interval of the sweeps that read what changes seldom or matters only to the statistics.
 	fullEvery = 10 * time.Second
 
-	// lookWithin is the interval of the sweeps that read the lists of children however much there is to be done.
-	lookWithin = 2 * time.Second
+	// lookBeside is the interval of looks while there is plenty to be done.
+	lookBeside = time.Second
 
 	verifyEvery = 10 * time.Second
 	verifyFew   = time.Second
@@ -150,8 +150,9 @@ type Sweeper struct {
 	impatient bool          // in SweepNow: proven orphans are due at first sight
 
 	nextFull, nextWalk time.Time
-	looked             time.Time // the last time that the lists of children were read
-	retryAt            time.Time // of whole requests
+	looked             time.Time   // the last time that the lists of children were read
+	beside             *besideLook // nil: none
+	retryAt            time.Time   // of whole requests
 	retryWait          time.Duration
 
 	round   uint32
@@ -232,19 +233,23 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	if full {
 		s.nextFull = now.Add(fullEvery)
 	}
-	began := s.cfg.Now()
 	complete := true
 	s.fresh = s.fresh[:0]
-	if full || s.impatient || !s.plenty(now) {
-		if complete, err = s.look(leader, full, now); err != nil {
-			return Result{}, err
+	if full || s.impatient || !s.plenty(leader, now) {
+		if err = s.take(true); err == nil {
+			complete, err = s.look(leader, full, now)
 		}
+	} else if err = s.take(false); s.beside == nil && now.Sub(s.looked) >= lookBeside {
+		s.lookBeside(ctx, now)
+	}
+	if err != nil {
+		return Result{}, err
 	}
 	found := len(s.fresh)
 	s.judge(leader)
 	s.walk(full, now)
 
-	res := Result{Looking: s.cfg.Now().Sub(began), Alone: s.listed == 0}
+	res := Result{Looking: s.cfg.Now().Sub(now), Alone: s.listed == 0}
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
@@ -271,11 +276,13 @@ func (s *Sweeper) init() (procfs.Stat, error) {
 	return st, nil
 }
 
-// plenty reports whether there is enough to be done without a look, of which there has been one not long ago. The kernel walks the list
-// of children from its front for each page that is read of it, holding up every fork(2), so that a look costs as the square of how
-// many there are: the more have piled up, the more it pays not to look.
-func (s *Sweeper) plenty(now time.Time) bool {
-	if s.cfg.Reaper == nil || len(s.zombies) <= s.limits.look || now.Sub(s.looked) >= lookWithin {
+// plenty reports whether there is so much to be done that it need not wait for a look: what is new can be looked for meanwhile, and not in
+// each sweep. The kernel walks the list of children from its front for each page that is read of it, holding up every fork(2), so
+// that a look costs as the square of how many there are.
+func (s *Sweeper) plenty(leader procfs.Stat, now time.Time) bool {
+	enough := s.limits.look / 16
+	if s.cfg.Reaper == nil || len(s.zombies) <= enough || !leaderAlive(leader) ||
+		len(s.surplus.rules)+len(s.counting.rules) > 0 { // those who are not remembered would be found again and again
 		return false
 	}
 	ticks, due := s.cfg.BootTicks(), 0
@@ -284,7 +291,7 @@ func (s *Sweeper) plenty(now time.Time) bool {
 			due++
 		}
 	}
-	return due > s.limits.look
+	return due > enough
 }
 
 func leaderAlive(st procfs.Stat) bool { return st.State != procfs.StateZombie }
@@ -484,16 +491,94 @@ func (s *Sweeper) child(pid, tid procfs.HostPID, now time.Time) {
 		}
 		s.vanished(z)
 	}
-	if err != nil || !st.Zombie() || st.Vanishing() || st.PPID != s.cfg.Init.PID {
+	if err == nil {
+		s.remember(s.sight(st, tid, now))
+	}
+}
+
+// sight returns a child of PID 1 if it is a zombie, else nil.
+func (s *Sweeper) sight(st procfs.Stat, tid procfs.HostPID, now time.Time) *zombie {
+	if !st.Zombie() || st.Vanishing() || st.PPID != s.cfg.Init.PID {
+		return nil
+	}
+	return &zombie{
+		pid: st.PID, startTime: st.StartTime, session: st.Session, thread: tid, comm: st.Comm, status: st.ExitCode,
+		firstSeen: now, checked: now,
+	}
+}
+
+// remember takes in a zombie that was not known, nil for none.
+func (s *Sweeper) remember(z *zombie) {
+	if z == nil {
 		return
 	}
-	z = &zombie{
-		pid: pid, startTime: st.StartTime, session: st.Session, thread: tid, comm: st.Comm, status: st.ExitCode,
-		firstSeen: now, checked: now, round: s.round, number: s.numbers,
-	}
+	z.round, z.number = s.round, s.numbers
 	s.numbers++
-	s.zombies[pid] = z
+	s.zombies[z.pid] = z
 	s.fresh = append(s.fresh, z)
+}
+
+// besideLook is a look for zombies that are not known yet, which goes on while others are reaped. It finds out nothing about those that
+// are: where a child is collected while the list is read, the kernel leaves others out.
+type besideLook struct {
+	done  chan struct{} // closed at its end; what follows is read after that
+	found []*zombie
+	err   error
+}
+
+// lookBeside begins a look at the list of the leader, which is where adopted children hang.
+func (s *Sweeper) lookBeside(ctx context.Context, now time.Time) {
+	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
+	for pid := range s.zombies {
+		known[pid] = struct{}{}
+	}
+	b := &besideLook{done: make(chan struct{})}
+	s.beside, s.looked = b, now
+	go func() {
+		defer close(b.done)
+		init, budget := s.cfg.Init.PID, s.limits.tracked-len(known)
+		b.err = s.cfg.Proc.EachChild(init, init, func(pid procfs.HostPID) bool {
+			if _, ok := known[pid]; ok {
+				return true
+			}
+			if budget == 0 || ctx.Err() != nil {
+				return false
+			}
+			budget--
+			if st, err := s.cfg.Proc.Stat(pid); err == nil {
+				if z := s.sight(st, init, now); z != nil {
+					b.found = append(b.found, z)
+				}
+			}
+			return true
+		})
+	}()
+}
+
+// take takes in what such a look has found, if there was one and it has ended, or, with wait, when it has.
+func (s *Sweeper) take(wait bool) error {
+	b := s.beside
+	if b == nil {
+		return nil
+	}
+	select {
+	case <-b.done:
+	default:
+		if !wait {
+			return nil
+		}
+		<-b.done
+	}
+	s.beside = nil
+	for _, z := range b.found {
+		if s.zombies[z.pid] == nil {
+			s.remember(z)
+		}
+	}
+	if errors.Is(b.err, procfs.ErrVanished) || errors.Is(b.err, procfs.ErrNoChildren) {
+		return nil // the next sweep finds out, or looks elsewhere
+	}
+	return b.err
 }
 
 // scanChildren finds the children of PID 1 without children files, by a pass over all of /proc.

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// priority of the thread that traces, of what its cgroup gets (setpriority(2)).
+// priority of the thread that traces, of what its cgroup gets (setpriority(2)). Where the cpu controller is not used, of what its session
+// gets: the session has a nice value itself (sched(7), "The autogroup feature").
 const priority = -10
 
 // Harden prepares the process for being a tracer whose sudden end would harm its tracee: it must not be ended by a signal
@@ -34,6 +35,7 @@ func Harden() {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	// What waits for a CPU while PID 1 stands still must not wait for long, least of all for what leaks.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, priority)
+	_ = os.WriteFile("/proc/self/autogroup", strconv.AppendInt(nil, priority, 10), 0)
 	// On fault, or the Go runtime's reservations would all become memory (mlock2(2), Linux 4.4).
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 	// The runtime's watching thread (sysmon) naps for 20 µs at a time while this one is at work, for others that are none here.
