@@ -139,6 +139,27 @@ func TestWorkerIgnoresSignals(t *testing.T) {
 	}
 }
 
+// What waits while PID 1 stands still must not wait behind others.
+func TestWorkerGoesFirst(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/autogroup")
+	if err != nil {
+		testutil.Lacks(t, err.Error(), "a kernel with CONFIG_SCHED_AUTOGROUP")
+	}
+	c := newClient(t, "-idle", "1m")
+	ask(t, c)
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, c.WorkerPID())
+	if nice = 20 - nice; err != nil || nice != priority {
+		t.Errorf("nice %d, %v, want %d", nice, err, priority)
+	}
+	session, err := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", c.WorkerPID()))
+	if want := fmt.Sprintf(" nice %d\n", priority); err != nil || !strings.HasSuffix(string(session), want) {
+		t.Errorf("autogroup %q, %v, want %q at its end", session, err, want)
+	}
+	if now, err := os.ReadFile("/proc/self/autogroup"); err != nil || string(now) != string(own) {
+		t.Errorf("our own autogroup was %q and is %q, %v", own, now, err)
+	}
+}
+
 func TestWorkerEndsWhenIdle(t *testing.T) {
 	c := newClient(t, "-idle", "20ms")
 	ask(t, c)
