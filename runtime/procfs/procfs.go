@@ -116,17 +116,53 @@ func (p *FS) Threads(pid HostPID) ([]HostPID, error) {
 
 // PIDs lists all processes, in no order that means anything.
 func (p *FS) PIDs() ([]HostPID, error) {
-	entries, err := fs.ReadDir(p.fsys, ".")
-	if err != nil {
-		return nil, wrap("read", "the root of proc", err)
-	}
 	var pids []HostPID
-	for _, e := range entries {
-		if n, err := strconv.Atoi(e.Name()); err == nil {
-			pids = append(pids, HostPID(n))
+	err := p.EachPID(func(pid HostPID) bool {
+		pids = append(pids, pid)
+		return true
+	})
+	return pids, err
+}
+
+// namesAtOnce is how many names of a directory are held in memory.
+const namesAtOnce = 1024
+
+// EachPID calls f for each process, in no order that means anything, until f returns false.
+func (p *FS) EachPID(f func(HostPID) bool) error {
+	dir, err := p.fsys.Open(".")
+	if err != nil {
+		return wrap("open", "the root of proc", err)
+	}
+	defer dir.Close()
+	for {
+		names, err := readNames(dir, namesAtOnce)
+		for _, name := range names {
+			if n, nerr := strconv.Atoi(name); nerr == nil && !f(HostPID(n)) {
+				return nil
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return wrap("read", "the root of proc", err)
 		}
 	}
-	return pids, nil
+}
+
+// readNames reads the next names of a directory, with io.EOF at its end, and does without the types of the files where it can.
+func readNames(dir fs.File, n int) (names []string, err error) {
+	switch d := dir.(type) {
+	case interface{ Readdirnames(int) ([]string, error) }:
+		return d.Readdirnames(n)
+	case fs.ReadDirFile:
+		entries, err := d.ReadDir(n)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names, err
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // ThreadChildren reads /proc/<pid>/task/<tid>/children: the children, living and zombie, that hang on this thread. The

@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,6 +42,24 @@ func TestParseErrorNamesTheFile(t *testing.T) {
 }
 
 // The live /proc of the kernel that the tests run on, read through every reader.
+func TestEachPID(t *testing.T) {
+	const n = 2*namesAtOnce + 100
+	m := fstest.MapFS{"uptime": {}, "self/stat": {}, "12x": {}}
+	for pid := 1; pid <= n; pid++ {
+		m[fmt.Sprintf("%d/stat", pid)] = &fstest.MapFile{}
+	}
+	p, seen, left := New(m), make(map[HostPID]bool), namesAtOnce+5
+	if err := p.EachPID(func(pid HostPID) bool { seen[pid] = true; return true }); err != nil || len(seen) != n {
+		t.Errorf("%d processes, want %d: %v", len(seen), n, err)
+	}
+	if err := p.EachPID(func(HostPID) bool { left--; return left > 0 }); err != nil || left != 0 {
+		t.Errorf("%d left of those to see, %v", left, err)
+	}
+	if err := New(fstest.MapFS{".": {Data: []byte("a file")}}).EachPID(func(HostPID) bool { return true }); err == nil {
+		t.Error("no error for a root that is no directory")
+	}
+}
+
 func TestLive(t *testing.T) {
 	p := New(os.DirFS("/proc"))
 	self := HostPID(os.Getpid())
@@ -68,6 +87,10 @@ func TestLive(t *testing.T) {
 	pids, err := p.PIDs()
 	if err != nil || !slices.Contains(pids, self) {
 		t.Errorf("pids %v, %v", pids, err)
+	}
+	seen := 0
+	if err := p.EachPID(func(HostPID) bool { seen++; return false }); err != nil || seen != 1 {
+		t.Errorf("%d processes instead of the first, %v", seen, err)
 	}
 	if _, err := p.Cgroups(self); err != nil {
 		t.Errorf("cgroups: %v", err)
