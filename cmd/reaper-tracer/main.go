@@ -23,7 +23,7 @@ Makes the parent of zombie processes wait for them, with ptrace(2). It is starte
 root (CAP_SYS_PTRACE, and CAP_SYS_ADMIN for parents with a seccomp filter).
 
 It reads one request per line from standard input, a JSON object:
-  {"version":2, "pid":PARENT, "startTime":TICKS, "maxStopNs":5000000, "restNs":0,
+  {"version":3, "pid":PARENT, "startTime":TICKS, "maxStopNs":5000000, "restNs":0, "attaches":1,
    "zombies":[{"pid":ZOMBIE, "startTime":TICKS}, ...]}
 Start times are field 22 of /proc/<pid>/stat. A zombie may have an "nspid", its number in the parent's PID namespace; it is then
 left alone if that is another. It writes one report per line to standard output, and ends when its standard input ends or no

@@ -55,6 +55,8 @@ type options struct {
 	// unpinned exchanges the call without pin and mask: if the worker dies meanwhile, nobody can put it right.
 	unpinned bool
 	hook     func(step string) // for tests: is told of every step of the swap
+	// hurry, if there is one, lets the thread go first among its like, or no more.
+	hurry func(on bool)
 }
 
 // archOptions are what this architecture needs.
@@ -162,15 +164,37 @@ type facts interface {
 	gone(i int) bool
 }
 
+// targets are the zombies of a request, and what was found out about them. It holds from one attach to the next, as the open files do.
+type targets struct {
+	reapers  []procfs.NSPID // per zombie, what to call waitid with
+	todo     []bool         // per zombie: passed the checks
+	examined int            // so many have been looked at
+	level    int            // of PID 1 in NSpid
+	isInit   bool           // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
+}
+
+func newTargets(n int) targets {
+	return targets{reapers: make([]procfs.NSPID, n), todo: make([]bool, n)}
+}
+
+// left returns how many are prepared and still to be done.
+func (t *targets) left() int {
+	n := 0
+	for _, todo := range t.todo {
+		if todo {
+			n++
+		}
+	}
+	return n
+}
+
 // plan is what was decided before the attach.
 type plan struct {
 	tid     procfs.HostPID   // 0: nothing is left to be done
 	call    call             // what the thread was parked in
 	threads int              // of PID 1
-	isInit  bool             // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
 	blocked procfs.SignalSet // by any thread
-	reapers []procfs.NSPID   // per zombie, what to call waitid with
-	todo    []bool           // per zombie: passed the checks
+	targets
 	maxStop time.Duration
 	running bool // the thread was running; call is of no meaning
 	otherFD int  // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
@@ -208,6 +232,7 @@ type attach struct {
 	caught     bool // the call had not begun when it was stopped: it is executed as if nothing had been
 	filled     bool // caught: fill has been given what the entry stop did not show
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
+	hurrying   bool // the thread's nice value may not be its own
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
 	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
@@ -305,7 +330,7 @@ func (a *attach) session() error {
 	if err != nil {
 		return a.seizeError(err)
 	}
-	a.rep.Attached = true
+	a.rep.Attached, a.rep.Attaches = true, 1
 	var seen procfs.Syscall
 	if restartsBeforeStop {
 		seen = a.f.syscall() // as late as can be
@@ -319,6 +344,7 @@ func (a *attach) session() error {
 	if a.p.running && (!restartsBeforeStop || seen.Running) { // else it has parked since
 		err = a.catch()
 	} else if err = a.parked(seen); err == nil {
+		a.setHurry(true)
 		err = a.toEntry()
 	}
 	if err != nil {
@@ -730,7 +756,11 @@ func sigchldPending(st procfs.Status, blocked procfs.SignalSet) bool {
 }
 
 // batch reaps one zombie after the other, beginning at the syscall-entry stop, and lets go.
+//
+// All that the thread executes until it is let go is waitid and the way back to its own call. Where it has to wait for a CPU in between,
+// behind whatever leaks, PID 1 stands still for nothing.
 func (a *attach) batch() error {
+	a.setHurry(true)
 	atEntry := true // else past the last waitid, with the registers of resume or back
 	var last time.Duration
 	for i, todo := range a.p.todo {
@@ -1351,11 +1381,19 @@ func (a *attach) letGo(sig int) error {
 		}
 		a.otherStop = a.otherStop || outside > 0
 	}
+	a.setHurry(false)
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
 	a.released = true
 	return nil
+}
+
+func (a *attach) setHurry(on bool) {
+	if a.hurry != nil && a.hurrying != on {
+		a.hurrying = on
+		a.hurry(on)
+	}
 }
 
 // undoStop looks, after the detach, whether a SIGSTOP from inside has slipped into the queue at the last moment, and takes

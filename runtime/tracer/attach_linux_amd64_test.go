@@ -619,8 +619,8 @@ func TestAttachSequences(t *testing.T) {
 			}
 			n := max(1, tc.zombies)
 			p := plan{
-				tid: 1, threads: max(1, tc.threads), isInit: !tc.notInit, otherFD: -1,
-				reapers: facts.numbers[:n], todo: []bool{true, true}[:n], maxStop: time.Hour,
+				tid: 1, threads: max(1, tc.threads), otherFD: -1, maxStop: time.Hour,
+				targets: targets{reapers: facts.numbers[:n], todo: []bool{true, true}[:n], isInit: !tc.notInit},
 			}
 			if tc.tune != nil {
 				tc.tune(f, &p, facts)
@@ -686,7 +686,7 @@ func TestUndoStop(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f, k := &looksAt{answers: tc.answers}, &fakeTracee{t: t}
-			a := &attach{t: k, f: f, p: plan{isInit: true, threads: tc.threads}, rep: &Report{}}
+			a := &attach{t: k, f: f, p: plan{targets: targets{isInit: true}, threads: tc.threads}, rep: &Report{}}
 			if a.undoStop(); a.rep.UndidStop != tc.undone || slices.Contains(k.log, "SIGCONT") != tc.undone || f.looks != tc.looks {
 				t.Errorf("taken back: %v after %d looks, %v; want %v after %d", a.rep.UndidStop, f.looks, k.log, tc.undone, tc.looks)
 			}

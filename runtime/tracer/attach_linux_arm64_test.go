@@ -291,7 +291,7 @@ func TestRestarts(t *testing.T) {
 						if late {
 							f.status.ShdPnd, f.status.SigCgt, want = chld, chld, 0
 						}
-						p := plan{tid: 1, threads: 1, isInit: true, otherFD: -1, maxStop: time.Hour}
+						p := plan{tid: 1, threads: 1, targets: targets{isInit: true}, otherFD: -1, maxStop: time.Hour}
 						if n == 0 {
 							f.none, n = true, 1
 						}

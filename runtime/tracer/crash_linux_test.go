@@ -175,6 +175,7 @@ type crashVictim struct {
 	zs    []Zombie
 	usr1  int // sent
 	conts int // sent
+	nice  int // of its threads
 }
 
 const crashBatch = 200 // BATCH of crash.c
@@ -206,6 +207,7 @@ func startCrash(t testing.TB, call string, siblings int) *crashVictim {
 	v := &crashVictim{victim: startPID1(t, crashBuilt.path, call, fmt.Sprint(siblings)), call: call}
 	v.expect("ready")
 	v.sits()
+	v.nice = niceOfThread(t, v.pid)
 	return v
 }
 
@@ -240,6 +242,15 @@ func (v *crashVictim) check() {
 	v.sits()
 	v.usr1++
 	unix.Kill(int(v.pid), unix.SIGUSR1)
+	tids, err := liveProc.Threads(v.pid)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	for _, tid := range tids {
+		if n := niceOfThread(v.t, tid); n != v.nice {
+			v.t.Errorf("thread %d has nice value %d, not %d", tid, n, v.nice)
+		}
+	}
 	want := fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d", v.usr1, v.conts)
 	if got := v.expect("back"); got != want {
 		v.t.Errorf("PID 1 noticed: %s\nwant         %s", got, want)

@@ -80,12 +80,64 @@ func (e *executor) perform(req Request) Report {
 	return rep
 }
 
+// attempt makes as many attaches as the request allows and has zombies for.
 func (e *executor) attempt(req Request, rep *Report) {
-	until := time.Now().Add(req.Rest)
-	o := e.look
-	f := newLiveFacts(o, req)
+	allowed := max(1, req.Attaches)
+	rest := e.rest(req, time.Now().Add(req.Rest))
+	end := rest.until.Add(maxRun)
+	f := newLiveFacts(e.look, req)
 	defer f.close()
-	p, err := e.prepare(req, f, until, rep.Results)
+	t, most := newTargets(len(req.Zombies)), batchSize(req.maxStop())
+	for want := (len(req.Zombies) + allowed - 1) / allowed; ; {
+		one := Report{Results: rep.Results}
+		e.attachOnce(req, f, &t, min(want, most), rest, &one)
+		rep.add(one)
+		until := time.Now().Add(RestAfter(one.Stopped))
+		done := settle(f, &t, rep.Results)
+		left := t.left()
+		allowed--
+		if one.Reason != "" || !one.Attached || allowed == 0 || left == 0 && t.examined == len(req.Zombies) || time.Now().After(end) {
+			return
+		}
+		// As many as before, and a few more, so that it can turn out to be faster: what is not come to stays prepared.
+		if want = done + done/4; left == 0 {
+			want = 2 * done
+		}
+		want = max(want, minWanted)
+		rest = e.rest(req, until) // not earlier: what PID 1 has run before is its way back to its call
+	}
+}
+
+// minWanted is how many are prepared at least for each attach but the first.
+const minWanted = 8
+
+// settle takes the zombies off the list that an attach has dealt with, returns how many they were, and closes the files of all that are
+// not on it.
+func settle(f *liveFacts, t *targets, results []Result) (done int) {
+	for i := range t.examined {
+		r := &results[i]
+		if t.todo[i] && r.Outcome == Left {
+			continue
+		}
+		if t.todo[i] {
+			t.todo[i] = false
+			done++
+			// Only status says so, which may not have been read before.
+			if r.Reason == ReasonNotZombie {
+				if st, err := f.zombieStatus(i); err == nil && st.TracerPid != 0 {
+					r.Reason = ReasonZombieTraced
+				}
+			}
+		}
+		f.drop(i)
+	}
+	return done
+}
+
+// attachOnce makes one attach, after the rest, with so many zombies prepared.
+func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, rest rest, rep *Report) {
+	o := e.look
+	p, err := e.prepare(req, f, t, want, rest, rep.Results)
 	var d *declined
 	if errors.As(err, &d) {
 		rep.Reason, rep.Detail = d.reason, d.detail
@@ -105,48 +157,36 @@ func (e *executor) attempt(req Request, rep *Report) {
 	}
 	e.approach(where.Processor)
 	defer e.retreat()
-	t := &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick, hand: e.hand}
-	a := &attach{t: t, f: f, p: p, now: time.Now, rep: rep, options: e.options}
+	th := &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick, hand: e.hand}
+	a := &attach{t: th, f: f, p: p, now: time.Now, rep: rep, options: e.options}
+	a.hurry = hurrier(th.tid, e.journal)
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
 	a.run()
-	e.hand = t.hand
+	e.hand = th.hand
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		e.journal.close()
 	}
-	for i := range rep.Results {
-		// Only status says so, which may not have been read before.
-		if r := &rep.Results[i]; r.Reason == ReasonNotZombie {
-			if st, err := f.zombieStatus(i); err == nil && st.TracerPid != 0 {
-				r.Reason = ReasonZombieTraced
-			}
-		}
-	}
 }
 
-// prepare makes the plan of an attach that may begin at a time.
-func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Result) (p plan, err error) {
+// prepare makes the plan of an attach and prepares so many zombies for it, in the time of the rest if that is enough.
+func (e *executor) prepare(req Request, f *liveFacts, t *targets, want int, rest rest, results []Result) (p plan, err error) {
 	o := e.look
 	if err := o.process(req); err != nil {
 		return p, err
 	}
 	// A hundred zombies are more work than all else together, and for nothing while PID 1 is busy.
 	if !req.Running && !o.parked(req.PID) {
-		if nap(at); !o.parked(req.PID) {
+		if nap(rest.until); !o.parked(req.PID) {
 			return p, no(ReasonBusy, "no thread is parked")
 		}
 	}
-	var unused func() bool
-	if time.Now().Before(at) { // else nobody asks
-		unused = e.watchIdle(req.PID)
-	}
 	f.openNamespace()
-	if p, err = o.zombies(req, f, results); err != nil {
+	if err := o.zombies(req, f, t, want, results); err != nil {
 		return p, err
 	}
-	for time.Now().Before(at) && !unused() {
-		nap(time.Now().Add(min(minRest, time.Until(at))))
-	}
+	rest.wait()
+	p = t.plan(req)
 	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
 		return p, err
 	}
@@ -156,19 +196,45 @@ func (e *executor) prepare(req Request, f *liveFacts, at time.Time, results []Re
 // minRest is how long PID 1 is left alone in any case. If it has not run in that time, more would be of no use to it.
 const minRest = time.Millisecond
 
-// watchIdle returns what tells whether no thread of a process has run for minRest, since it was last asked or, for the first time, from
-// now on, nor waits for a CPU to do so.
-func (e *executor) watchIdle(pid procfs.HostPID) (idle func() bool) {
-	last, known := e.look.timeslices(pid)
-	since := time.Now()
-	return func() bool {
-		if !known || time.Since(since) < minRest {
-			return false
+// rest is a time in which PID 1 is left alone: until it is over, or no thread has run for minRest of it, nor waits for a CPU to do so.
+type rest struct {
+	look  *observer
+	pid   procfs.HostPID
+	until time.Time
+	since time.Time // so far back is known how often its threads were given a CPU: so often
+	turns uint64
+	known bool
+}
+
+// rest begins one.
+func (e *executor) rest(req Request, until time.Time) rest {
+	r := rest{look: e.look, pid: req.PID, until: until}
+	if time.Now().Before(until) { // else nobody asks
+		r.count()
+	}
+	return r
+}
+
+func (r *rest) count() {
+	r.turns, r.known = r.look.timeslices(r.pid)
+	r.since = time.Now()
+}
+
+// wait waits for its end.
+func (r *rest) wait() {
+	for now := time.Now(); now.Before(r.until); now = time.Now() {
+		at := r.since.Add(minRest)
+		switch {
+		case !r.known || at.After(r.until):
+			nap(r.until)
+		case now.Before(at):
+			nap(at)
+		default:
+			before := r.turns
+			if r.count(); r.known && r.turns == before && r.look.parked(r.pid) {
+				return
+			}
 		}
-		before := last
-		last, known = e.look.timeslices(pid)
-		since = time.Now()
-		return known && last == before && e.look.parked(pid)
 	}
 }
 

@@ -43,7 +43,12 @@ type journalPage struct {
 	end       registers    // entry, with the result that has the kernel restart the call or end it
 	// 1: a recovery owes the process the stop by somebody else that it has ended. Last, so that the layout of older builds holds.
 	restop atomic.Uint32
+	// The thread's own nice value, plus niceGiven; 0: it has that.
+	nice atomic.Int32
 }
+
+// niceGiven makes a nice value, -20 to 19, something else than 0.
+const niceGiven = 100
 
 var _ = [1]struct{}{}[max(0, int(unsafe.Sizeof(journalPage{}))-journalSize)]
 
@@ -75,6 +80,7 @@ func (j *Journal) attached(pid, tid procfs.HostPID, started, born uint64, isInit
 	p.woken.Store(0)
 	p.otherStop.Store(0)
 	p.restop.Store(0)
+	p.nice.Store(0)
 	p.phase.Store(uint32(phaseAttached))
 }
 
@@ -109,6 +115,19 @@ func (j *Journal) pin(on bool) {
 func (j *Journal) foreignStop() {
 	if j != nil {
 		j.page.otherStop.Store(1)
+	}
+}
+
+// lend says that the thread's nice value is about to be another than its own, giveBack that it is its own again.
+func (j *Journal) lend(own int) {
+	if j != nil {
+		j.page.nice.Store(int32(own + niceGiven))
+	}
+}
+
+func (j *Journal) giveBack() {
+	if j != nil {
+		j.page.nice.Store(0)
 	}
 }
 

@@ -849,6 +849,73 @@ func TestRest(t *testing.T) {
 	})
 }
 
+// TestSeveralAttaches: a request that allows several attaches gets no more of them than that, each within the budget and with room between
+// them, and leaves nothing open.
+func TestSeveralAttaches(t *testing.T) {
+	const zombies, stop = 300, 500 * time.Microsecond
+	v := startVictim(t, "park", fmt.Sprint(zombies))
+	v.expect("ready")
+	zs := v.orphans(zombies)
+	v.parked("poll")
+	c := newClient(t, "-idle", "1m")
+	ask(t, c)
+	files := func() int {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.WorkerPID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	open := files()
+	attaches := 0
+	for _, allowed := range []int{0, 3, MaxAttaches} {
+		if len(zs) == 0 {
+			break
+		}
+		req := v.request(zs...)
+		req.MaxStop, req.Attaches = stop, allowed
+		began := time.Now()
+		rep := reap(t, c, req)
+		took := time.Since(began)
+		if rep.Attaches < 1 || rep.Attaches > max(1, allowed) {
+			t.Errorf("%d attaches of %d allowed", rep.Attaches, allowed)
+		}
+		if room := time.Duration(rep.Attaches-1) * minRest; took < room || took > maxRun+testutil.Slow(time.Second) {
+			t.Errorf("%d attaches took %v", rep.Attaches, took)
+		}
+		// The last zombie of an attach may take its time on a busy machine.
+		if rep.Stopped > stop+testutil.Slow(50*time.Millisecond) {
+			t.Errorf("stopped for %v", rep.Stopped)
+		}
+		attaches += rep.Attaches
+		if n := files(); n != open {
+			t.Errorf("the worker has %d files open, and had %d", n, open)
+		}
+		var left []Zombie
+		for i, r := range rep.Results {
+			switch r.Outcome {
+			case Reaped:
+			case Left:
+				if rep.Reason == "" && r.Reason != ReasonBudget {
+					t.Errorf("left for %s", r.Reason)
+				}
+				left = append(left, zs[i])
+			default:
+				t.Errorf("%+v", r)
+			}
+		}
+		t.Logf("allowed %d: %d attaches in %v, longest stop %v, %d of %d reaped, %q", allowed, rep.Attaches, took, rep.Stopped,
+			len(zs)-len(left), len(zs), rep.Reason)
+		zs = left
+	}
+	if attaches < 4 {
+		t.Errorf("%d attaches for %d zombies", attaches, zombies)
+	}
+	reapAll(t, c, v, zs)
+	v.poke()
+	v.expect("woken")
+}
+
 // rested has a zombie reaped after a rest, and returns how long that took.
 func rested(t *testing.T, c *Client, v *victim, rest time.Duration, z Zombie) (time.Duration, Report) {
 	t.Helper()

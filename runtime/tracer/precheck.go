@@ -56,52 +56,48 @@ type zombieReader interface {
 	zombieNumber(i int) procfs.NSPID
 }
 
-// zombies is the second step.
-func (o *observer) zombies(req Request, read zombieReader, results []Result) (plan, error) {
-	p := plan{
-		todo:    make([]bool, len(req.Zombies)),
-		reapers: make([]procfs.NSPID, len(req.Zombies)),
-		otherFD: -1,
-		maxStop: req.MaxStop,
-	}
-	if p.maxStop == 0 {
-		p.maxStop = DefaultMaxStop
-	}
+// inside finds out which of its numbers PID 1 has in its own namespace.
+func (o *observer) inside(req Request, t *targets) error {
 	status, err := settled(func() (procfs.Status, error) { return o.proc.Status(req.PID) })
 	if errors.Is(err, procfs.ErrVanished) {
 		// The numbers of a leader that another thread replaces by execve(2) are gone for a moment; the process is not.
 		if s, serr := o.proc.Stat(req.PID); serr == nil && s.StartTime == req.StartTime {
-			return p, no(ReasonExiting, "process %d has just called execve(2), or is ending", req.PID)
+			return no(ReasonExiting, "process %d has just called execve(2), or is ending", req.PID)
 		}
 	}
 	if err != nil {
-		return p, lookupError(err)
+		return lookupError(err)
 	}
 	if len(status.NSpid) == 0 {
-		return p, no(ReasonInternal, "no NSpid in the status of process %d (Linux 4.1)", req.PID)
+		return no(ReasonInternal, "no NSpid in the status of process %d (Linux 4.1)", req.PID)
 	}
-	level := status.Level()
-	p.isInit = status.NSpid[level] == 1
+	t.level = status.Level()
+	t.isInit = status.NSpid[t.level] == 1
+	return nil
+}
 
-	left := batchSize(p.maxStop)
-	for i, z := range req.Zombies {
-		if left == 0 {
-			continue
+// zombies is the second step: it goes on until so many are prepared.
+func (o *observer) zombies(req Request, read zombieReader, t *targets, want int, results []Result) error {
+	if t.examined == 0 {
+		if err := o.inside(req, t); err != nil {
+			return err
 		}
-		nspid, why, err := examineZombie(i, z, read, req.PID, level)
+	}
+	for left := t.left(); left < want && t.examined < len(req.Zombies); t.examined++ {
+		i := t.examined
+		nspid, why, err := examineZombie(i, req.Zombies[i], read, req.PID, t.level)
 		if errors.Is(err, syscall.EMFILE) {
-			left = 0 // so many are open already
-			continue
+			break // so many are open already
 		}
 		results[i].NSPID = nspid
 		if why != "" {
 			results[i].Outcome, results[i].Reason = outcomeOf(why), why
 			continue
 		}
-		p.reapers[i], p.todo[i] = nspid, true
-		left--
+		t.reapers[i], t.todo[i] = nspid, true
+		left++
 	}
-	return p, nil
+	return nil
 }
 
 // batchSize is how many zombies are worth preparing for a stop of that length.
@@ -213,6 +209,11 @@ func (o *observer) timeslices(pid procfs.HostPID) (sum uint64, ok bool) {
 		sum += n
 	}
 	return sum, true
+}
+
+// plan begins the plan of an attach.
+func (t *targets) plan(req Request) plan {
+	return plan{targets: *t, otherFD: -1, maxStop: req.maxStop()}
 }
 
 // threads is the third step. It looks at every thread of PID 1: it refuses the zombies that one of them waits for, and chooses

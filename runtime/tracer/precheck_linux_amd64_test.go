@@ -252,7 +252,8 @@ func TestFewFiles(t *testing.T) {
 	}
 	results := decline(req, "", "").Results
 	o, room := newObserver(fstest.MapFS(m), fstest.MapFS{}), 2
-	p, err := o.zombies(req, fewFiles{zombiesOf{o, req}, &room}, results)
+	p := newTargets(len(req.Zombies))
+	err := o.zombies(req, fewFiles{zombiesOf{o, req}, &room}, &p, len(req.Zombies), results)
 	if err != nil || !slices.Equal(p.todo, []bool{true, true, false}) || results[2].Outcome != Left {
 		t.Errorf("to do %v, results %+v (%v)", p.todo, results, err)
 	}

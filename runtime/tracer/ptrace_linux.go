@@ -324,6 +324,7 @@ func newLiveFacts(o *observer, req Request) *liveFacts {
 // zombieStat implements zombieReader. It comes first: what the later files say is of another process only if the one that the pidfd
 // (pidfd_open(2)) refers to was released in between.
 func (f *liveFacts) zombieStat(i int) (s procfs.Stat, err error) {
+	f.drop(i) // a try that found no room for all of them
 	z, pid := &f.zombies[i], f.req.Zombies[i].PID
 	if z.pidfd, err = unix.PidfdOpen(int(pid), 0); err != nil {
 		return s, fmt.Errorf("open pidfd of process %d: %w", pid, vanished(err))
@@ -367,25 +368,37 @@ func (f *liveFacts) zombieNumber(i int) procfs.NSPID {
 
 // openNamespace makes zombieNumber work, where the kernel and the rights of the worker allow it.
 func (f *liveFacts) openNamespace() {
+	if f.ns >= 0 {
+		return
+	}
 	f.ns, _ = unix.Open("/proc/"+f.req.PID.String()+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 // open prepares for the attach of that plan.
 func (f *liveFacts) open(p *plan) (err error) {
-	f.tid = p.tid
+	if f.tid = p.tid; f.self >= 0 {
+		return nil
+	}
 	if f.self, err = openProc(f.req.PID, "stat"); err != nil {
 		return lookupError(err)
 	}
 	return nil
 }
 
-func (f *liveFacts) close() {
-	for _, z := range f.zombies {
-		for _, fd := range [...]int{z.pidfd, z.stat, z.status} {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
+// drop closes the files of zombie i.
+func (f *liveFacts) drop(i int) {
+	z := &f.zombies[i]
+	for _, fd := range [...]int{z.pidfd, z.stat, z.status} {
+		if fd >= 0 {
+			unix.Close(fd)
 		}
+	}
+	*z = zombieFiles{-1, -1, -1}
+}
+
+func (f *liveFacts) close() {
+	for i := range f.zombies {
+		f.drop(i)
 	}
 	for _, fd := range [...]int{f.self, f.ns} {
 		if fd >= 0 {

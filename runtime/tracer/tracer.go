@@ -8,7 +8,7 @@ import (
 
 // Version is the version of the protocol between [Client] and worker. Both come from one build, so there is no
 // negotiation: a difference is an error.
-const Version = 2
+const Version = 3
 
 const (
 	// DefaultMaxStop is the stop budget of a request that names none.
@@ -23,7 +23,15 @@ const (
 	// MaxBatch is how many zombies are tried in one attach; the rest is reported as [Left]. The worker holds three open
 	// files for each.
 	MaxBatch = 512
+	// MaxAttaches is the largest number of attaches that a request may allow.
+	MaxAttaches = 64
+	// maxRun is how long after its rest a request is given another attach: so long may pass before others' requests are heard.
+	maxRun = 200 * time.Millisecond
 )
+
+// RestAfter returns how long PID 1 is left alone between two attaches of one request, if it has a use for it ([Request.Rest]): longer
+// than it was stopped for.
+func RestAfter(stopped time.Duration) time.Duration { return stopped + stopped/4 }
 
 // WorkerName is the file name of the worker's executable.
 const WorkerName = "reaper-tracer"
@@ -51,9 +59,20 @@ type Request struct {
 	// Rest is how long PID 1 is left alone, from the receipt of the request on, in nanoseconds on the wire: or until it has let a
 	// millisecond go by in which none of its threads ran. The zombies are looked at meanwhile.
 	Rest time.Duration `json:"restNs,omitempty"`
+	// Attaches is how many attaches may be made, with a rest ([RestAfter]) between two of them, for as long as they end for no other reason
+	// than their budget, and for a tenth of a second at most; 0 means one. Who has very much to be reaped is not asked for more after
+	// each then. An equal part of the zombies is looked at for the first.
+	Attaches int `json:"attaches,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
 	// parked in. For a PID 1 that has so much to do that it never waits.
 	Running bool `json:"running,omitempty"`
+}
+
+func (r Request) maxStop() time.Duration {
+	if r.MaxStop == 0 {
+		return DefaultMaxStop
+	}
+	return r.MaxStop
 }
 
 // Outcome says what became of one zombie.
@@ -114,15 +133,17 @@ type Result struct {
 // Report answers a Request.
 type Report struct {
 	Version int `json:"version"`
-	// Attached says whether PID 1 was touched (PTRACE_SEIZE succeeded).
+	// Attached says whether PID 1 was touched (PTRACE_SEIZE succeeded), and Attaches how many times.
 	Attached bool `json:"attached"`
-	// Reason is set when the whole request was declined, or the attach ended early for a cause other than the budget:
+	Attaches int  `json:"attaches,omitempty"`
+	// Reason is set when the whole request was declined, or its last attach ended early for a cause other than the budget:
 	// zombies reaped before that are in Results all the same.
 	Reason  Reason         `json:"reason,omitempty"`
 	Detail  string         `json:"detail,omitempty"`  // for people
 	TID     procfs.HostPID `json:"tid,omitempty"`     // the thread that was stopped
 	Syscall string         `json:"syscall,omitempty"` // the call it was parked in, by name
-	// Stopped is how long that thread was held, from its first stop to the detach, in nanoseconds on the wire.
+	// Stopped is how long that thread was held, from its first stop to the detach, in nanoseconds on the wire: in the longest of
+	// several attaches.
 	Stopped time.Duration `json:"stoppedNs"`
 	// UndidStop: a SIGSTOP that PID 1 got right at the detach was taken back with a SIGCONT. One from inside its namespace would not
 	// have worked without us, and at that moment one from outside cannot be told from it: who sent that has to send it again.
@@ -139,6 +160,17 @@ func (r Report) Count(o Outcome) int {
 		}
 	}
 	return n
+}
+
+// add takes in the report of another attach for the same request, with which it shares the results.
+func (r *Report) add(one Report) {
+	r.Attached, r.Attaches = r.Attached || one.Attached, r.Attaches+one.Attaches
+	r.Reason, r.Detail = one.Reason, one.Detail
+	if one.TID != 0 {
+		r.TID, r.Syscall = one.TID, one.Syscall
+	}
+	r.Stopped = max(r.Stopped, one.Stopped)
+	r.UndidStop = r.UndidStop || one.UndidStop
 }
 
 // Supported says whether this build can trace at all: "" if so, else the reason that every request would be declined for.

@@ -409,7 +409,7 @@ func helper(in *json.Decoder, out *json.Encoder) error {
 	req := order.Request
 	rep := decline(req, "", "")
 	o := newObserver(os.DirFS("/proc"), os.DirFS("/sys/fs/cgroup"))
-	p := plan{tid: req.PID, todo: make([]bool, len(req.Zombies)), reapers: make([]procfs.NSPID, len(req.Zombies))}
+	p := plan{tid: req.PID, targets: newTargets(len(req.Zombies))}
 	if !order.Blind {
 		var err error
 		if p, err = o.examine(req, rep.Results); err != nil {
@@ -449,11 +449,12 @@ func (o *observer) examine(req Request, results []Result) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
-	p, err := o.zombies(req, zombiesOf{o, req}, results)
-	if err == nil {
-		err = o.threads(req, &p, results)
+	t := newTargets(len(req.Zombies))
+	if err := o.zombies(req, zombiesOf{o, req}, &t, len(req.Zombies), results); err != nil {
+		return plan{}, err
 	}
-	return p, err
+	p := t.plan(req)
+	return p, o.threads(req, &p, results)
 }
 
 func startHelper(t testing.TB, order helperOrder) (cmd *exec.Cmd, stdin io.Closer, answer *json.Decoder) {

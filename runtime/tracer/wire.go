@@ -60,6 +60,8 @@ func (r Request) check() error {
 		return bad("stop budget %v, want 0 to %v", r.MaxStop, MaxMaxStop)
 	case r.Rest < 0 || r.Rest > MaxRest:
 		return bad("rest of %v, want 0 to %v", r.Rest, MaxRest)
+	case r.Attaches < 0 || r.Attaches > MaxAttaches:
+		return bad("%d attaches, want 0 to %d", r.Attaches, MaxAttaches)
 	}
 	for i, z := range r.Zombies {
 		if z.PID <= 0 || z.PID > maxPID || z.NSPID < 0 || z.NSPID > maxPID {
@@ -106,6 +108,8 @@ func (r Report) check() error {
 		return bad("text of more than %d bytes", maxDetail)
 	case r.Stopped < 0:
 		return bad("stopped for %v", r.Stopped)
+	case r.Attaches < 0 || r.Attaches > MaxAttaches || r.Attached != (r.Attaches > 0):
+		return bad("attached %v, %d attaches", r.Attached, r.Attaches)
 	case r.TID < 0 || r.TID > maxPID:
 		return bad("tid %d", r.TID)
 	}

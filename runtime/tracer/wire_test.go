@@ -19,7 +19,7 @@ func validRequest() Request {
 
 func validReport() Report {
 	return Report{
-		Version: Version, Attached: true, TID: 100, Syscall: "poll", Stopped: 60 * time.Microsecond,
+		Version: Version, Attached: true, Attaches: 2, TID: 100, Syscall: "poll", Stopped: 60 * time.Microsecond,
 		Results: []Result{{PID: 101, Outcome: Reaped}, {PID: 102, Outcome: Refused, Reason: ReasonWaiting}},
 	}
 }
@@ -59,6 +59,8 @@ func TestBadRequests(t *testing.T) {
 		{"endless budget", func(r *Request) { r.MaxStop = MaxMaxStop + 1 }},
 		{"negative rest", func(r *Request) { r.Rest = -1 }},
 		{"endless rest", func(r *Request) { r.Rest = MaxRest + 1 }},
+		{"attaches without end", func(r *Request) { r.Attaches = MaxAttaches + 1 }},
+		{"less than no attach", func(r *Request) { r.Attaches = -1 }},
 	}
 	for _, tc := range tests {
 		r := validRequest()
@@ -68,8 +70,8 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "{", "null", "[]", "{}", `{"version":2}`, `{"version":2,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
-		`{"version":2,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":2,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
+		"", "{", "null", "[]", "{}", `{"version":3}`, `{"version":3,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
+		`{"version":3,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":3,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
 		strings.Repeat(" ", maxLine+1),
 	} {
 		if _, err := DecodeRequest([]byte(text)); err == nil {
@@ -116,6 +118,9 @@ func TestBadReports(t *testing.T) {
 		{"reaped for a reason", func(r *Report) { r.Results[0].Reason = ReasonBusy }},
 		{"left without one", func(r *Report) { r.Results[1] = Result{PID: 102, Outcome: Left} }},
 		{"stopped for less than nothing", func(r *Report) { r.Stopped = -1 }},
+		{"attached without an attach", func(r *Report) { r.Attaches = 0 }},
+		{"an attach without being attached", func(r *Report) { r.Attached = false }},
+		{"more attaches than can be", func(r *Report) { r.Attaches = MaxAttaches + 1 }},
 		{"negative tid", func(r *Report) { r.TID = -1 }},
 		{"endless reason", func(r *Report) { r.Reason = Reason(strings.Repeat("x", maxDetail+1)) }},
 	}
@@ -155,8 +160,8 @@ func TestReadLine(t *testing.T) {
 func FuzzDecodeRequest(f *testing.F) {
 	line, _ := EncodeRequest(validRequest())
 	f.Add(line)
-	f.Add([]byte(`{"version":2,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
-	f.Add([]byte(`{"version":2,"pid":1e2,"zombies":[]}`))
+	f.Add([]byte(`{"version":3,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
+	f.Add([]byte(`{"version":3,"pid":1e2,"zombies":[]}`))
 	f.Add([]byte("{}\n{}"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		req, err := DecodeRequest(data)
@@ -176,8 +181,8 @@ func FuzzDecodeRequest(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	line, _ := EncodeReport(validReport())
 	f.Add(line)
-	f.Add([]byte(`{"version":2,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
-	f.Add([]byte(`{"version":2,"results":null}`))
+	f.Add([]byte(`{"version":3,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
+	f.Add([]byte(`{"version":3,"results":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		rep, err := DecodeReport(data)
 		if err != nil {
