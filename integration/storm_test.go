@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/reaper-shim/reaper/integration/harness"
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
@@ -288,14 +290,18 @@ func TestStormLong(t *testing.T) {
 		t.Run(leak.name, func(t *testing.T) {
 			events := subscribe(t, d)
 			c := run(t, d, harness.Spec{Runtime: name, Args: []string{"/bin/pause1", "poll"}})
-			cmd := storm(t, c, "-n", "0", "-j", fmt.Sprint(runtime.NumCPU()), "-m", fmt.Sprint(duration.Milliseconds()), "-r", fmt.Sprint(leak.rate))
 			others := tasks(t)
-			if err := cmd.Start(); err != nil {
+			storm, err := c.StartExec(t.Context(), "/bin/storm", "-n", "0", "-j", fmt.Sprint(runtime.NumCPU()),
+				"-m", fmt.Sprint(duration.Milliseconds()), "-r", fmt.Sprint(leak.rate))
+			if err != nil {
 				t.Fatal(err)
 			}
 			began := time.Now()
 			done := make(chan error, 1)
-			go func() { done <- cmd.Wait() }()
+			go func() {
+				_, err := storm.Finish(t.Context())
+				done <- err
+			}()
 			var samples []int // one a second
 			ticker := time.NewTicker(time.Second)
 			defer ticker.Stop()
@@ -311,8 +317,12 @@ func TestStormLong(t *testing.T) {
 					samples = append(samples, n)
 					if leak.rate == 0 && n > count/2 {
 						// The rest of the machine needs PIDs as well.
-						killStorm(t, cmd)
-						<-done //nolint:errcheck // it was killed
+						if err := storm.Kill(t.Context(), syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+							t.Fatal(err)
+						}
+						if err := <-done; err != nil {
+							t.Fatal(err)
+						}
 						ended = true
 					}
 				}
@@ -329,19 +339,6 @@ func TestStormLong(t *testing.T) {
 				t.Errorf("the backlog was %d, want %d at most: %v", slices.Max(samples), limit, samples)
 			}
 		})
-	}
-}
-
-// killStorm kills the storm below nsenter: a session of its own, which setsid has made of nsenter's only child.
-func killStorm(t *testing.T, nsenter *osexec.Cmd) {
-	t.Helper()
-	pid := procfs.HostPID(nsenter.Process.Pid)
-	children, err := procfs.New(os.DirFS("/proc")).ThreadChildren(pid, pid)
-	if err != nil || len(children) != 1 {
-		t.Fatalf("children of nsenter: %v, %v", children, err)
-	}
-	if err := syscall.Kill(-int(children[0]), syscall.SIGKILL); err != nil {
-		t.Fatalf("kill the storm: %v", err)
 	}
 }
 

@@ -50,7 +50,7 @@ func (l *leak) die(at time.Time) {
 
 func (l *leak) Reap(_ context.Context, req tracer.Request) (tracer.Report, error) {
 	l.reaps++
-	rep := tracer.Report{Attached: true}
+	rep := tracer.Report{Attached: true, Attaches: 1}
 	for _, z := range req.Zombies {
 		l.ages = append(l.ages, l.now.Sub(l.zombies[z.PID]))
 		delete(l.zombies, z.PID)

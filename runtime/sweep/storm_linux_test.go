@@ -55,16 +55,22 @@ func (p *pid1) aged() {
 type counted struct {
 	fs.FS
 	opened, status, pages atomic.Int64 // files of single processes, those of them that are status files, reads of children files
-	held                  sync.RWMutex // by whoever keeps the reads of children files waiting
+	roots                 atomic.Int64 // times that /proc itself was opened
+	held                  sync.RWMutex // by whoever keeps looks waiting
 }
 
-// hold keeps the reads of children files waiting until open is called.
+// hold keeps the reads of children files, and who opens /proc, waiting until open is called.
 func (c *counted) hold() (open func()) {
 	c.held.Lock()
 	return c.held.Unlock
 }
 
 func (c *counted) Open(name string) (fs.File, error) {
+	if name == "." {
+		c.held.RLock()
+		defer c.held.RUnlock()
+		c.roots.Add(1)
+	}
 	f, err := c.FS.Open(name)
 	if strings.HasSuffix(name, "/children") && err == nil {
 		return countedFile{f, c}, nil
@@ -152,8 +158,16 @@ func TestWorkIsLinear(t *testing.T) {
 // While there is plenty to be done nobody waits for a look: it goes on beside the attaches, now and then, and finds what is new. Whoever
 // asks is told of all there is.
 func TestLookBeside(t *testing.T) {
+	t.Run("one thread", func(t *testing.T) { testLookBeside(t, false) })
+	t.Run("several threads", func(t *testing.T) { testLookBeside(t, true) })
+}
+
+func testLookBeside(t *testing.T, threads bool) {
 	const zombies, look, each = 200, 160, 60
 	p, proc := startCountedHerd(t)
+	if threads {
+		p.herd("park", 1)
+	}
 	p.herd("adopted", zombies)
 	p.aged()
 	r := &recorder{}
@@ -184,11 +198,11 @@ func TestLookBeside(t *testing.T) {
 			}
 			return rep
 		}
-		before := proc.pages.Load()
+		before := proc.pages.Load() + proc.roots.Load()
 		if _, err := sweep(ctx); err != nil {
 			t.Fatal(err)
 		}
-		return proc.pages.Load() > before
+		return proc.pages.Load()+proc.roots.Load() > before
 	}
 	left := zombies
 	known := func(what string) {
@@ -197,8 +211,8 @@ func TestLookBeside(t *testing.T) {
 			t.Errorf("%s: %d zombies are known, want %d", what, s.Tracked(), left)
 		}
 	}
-	if !run(each, s.Sweep) {
-		t.Error("no look in the first sweep after two hours")
+	if !run(each, s.SweepNow) {
+		t.Error("no look for somebody who asks")
 	}
 	left -= each
 	p.herd("adopted", 1)
@@ -214,6 +228,11 @@ func TestLookBeside(t *testing.T) {
 
 	c.now = c.now.Add(sweep.LookBeside)
 	p.herd("adopted", 1)
+	if threads {
+		// PID 1's own, which could not be told from an orphan if it were not on the list of its thread alone.
+		p.herd("other", 1)
+	}
+	roots := proc.roots.Load()
 	r.requests, r.answer = nil, answerAll(tracer.Left, tracer.ReasonBudget)
 	open := proc.hold()
 	mustSweep(t, s)
@@ -227,6 +246,9 @@ func TestLookBeside(t *testing.T) {
 		mustSweep(t, s)
 		return s.Tracked() == left, fmt.Sprintf("%d zombies are known, want %d", s.Tracked(), left)
 	})
+	if went := proc.roots.Load() > roots; went == threads {
+		t.Errorf("a look at all processes: %v, with several threads: %v", went, threads)
+	}
 	if run(1, s.Sweep) {
 		t.Error("a second look at once")
 	}
@@ -317,8 +339,8 @@ func (l sessionLog) Lookup(pid procfs.HostPID, _ uint64) lineage.Fork {
 	return lineage.ForkUnknown
 }
 
-// PID 1 gets to run: where the whole rest is kept it is stopped for less than half of the time however much is due, and a batch is what
-// fits in one stop.
+// PID 1 gets to run: where the whole rest is kept it is stopped for less than half of the time however much is due. A request is for what
+// fits in the attaches that it allows, and for several of them where there is much to be done.
 func TestRoomBetweenAttaches(t *testing.T) {
 	const zombies, perZombie = 1500, 100 * time.Microsecond
 	const fits = int(sweep.MaxStop / perZombie)
@@ -327,26 +349,35 @@ func TestRoomBetweenAttaches(t *testing.T) {
 	p.aged()
 	var (
 		stops   []time.Time // their beginnings
+		sizes   []int
 		stopped time.Duration
 		done    int
 	)
 	r := &recorder{}
 	r.answer = func(req tracer.Request) tracer.Report {
-		time.Sleep(req.Rest)
-		stops = append(stops, time.Now())
 		if req.MaxStop != sweep.MaxStop {
 			t.Errorf("a stop of %v was asked for", req.MaxStop)
 		}
-		n := min(len(req.Zombies), fits)
 		rep := answerAll(tracer.Left, tracer.ReasonBudget)(req)
-		for i := range n {
-			rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+		rep.Attaches, rep.Stopped = 0, 0
+		rest := req.Rest
+		for at := 0; at < len(req.Zombies) && rep.Attaches < max(1, req.Attaches); rep.Attaches++ {
+			time.Sleep(rest)
+			stops = append(stops, time.Now())
+			n := min(len(req.Zombies)-at, fits)
+			for i := at; i < at+n; i++ {
+				rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+			}
+			stop := time.Duration(n) * perZombie
+			rep.Stopped = max(rep.Stopped, stop)
+			stopped += stop
+			done += n
+			at += n
+			sizes = append(sizes, n)
+			p.herd("reap", n)
+			time.Sleep(time.Until(stops[len(stops)-1].Add(stop)))
+			rest = tracer.RestAfter(stop)
 		}
-		rep.Stopped = time.Duration(n) * perZombie
-		stopped += rep.Stopped
-		done += n
-		p.herd("reap", n)
-		time.Sleep(time.Until(stops[len(stops)-1].Add(rep.Stopped)))
 		return rep
 	}
 	s, _ := p.sweeper(r, 0)
@@ -361,19 +392,19 @@ func TestRoomBetweenAttaches(t *testing.T) {
 		t.Errorf("PID 1 was stopped for %v of %v", stopped, wall)
 	}
 	for i := 1; i < len(stops); i++ {
-		n := min(len(r.requests[i-1].Zombies), fits)
+		n := sizes[i-1]
 		if gap := stops[i].Sub(stops[i-1]) - time.Duration(n)*perZombie; gap < time.Duration(n)*perZombie {
 			t.Errorf("%v between a stop of %v and the next", gap, time.Duration(n)*perZombie)
 		}
 	}
 	// What is asked for beyond what fits is checked for nothing.
 	for i, req := range r.requests[5:] {
-		if n := len(req.Zombies); n > 2*fits {
-			t.Errorf("request %d names %d zombies, and %d fit", i+5, n, fits)
+		if n, fit := len(req.Zombies), fits*max(1, req.Attaches); n > 2*fit {
+			t.Errorf("request %d names %d zombies, and %d fit", i+5, n, fit)
 		}
 	}
-	if n := len(r.requests); n > 2*zombies/fits {
-		t.Errorf("%d requests for %d zombies, of which %d fit in one", n, zombies, fits)
+	if n := len(r.requests); n > len(stops)/2 {
+		t.Errorf("%d requests for %d attaches", n, len(stops))
 	}
 }
 

@@ -70,8 +70,10 @@ const (
 	// fullEvery is the interval of the sweeps that read what changes seldom or matters only to the statistics.
 	fullEvery = 10 * time.Second
 
-	// lookBeside is the interval of looks while there is plenty to be done.
-	lookBeside = time.Second
+	// lookBeside is the interval of looks while there is plenty to be done. strangersFor is for how long other processes of the machine
+	// are then left alone: one of them may be orphaned, or its number have another owner.
+	lookBeside   = 250 * time.Millisecond
+	strangersFor = 2 * time.Second
 
 	verifyEvery = 10 * time.Second
 	verifyFew   = time.Second
@@ -83,11 +85,13 @@ const (
 	newBatch = 64
 	// maxStop is the time that PID 1 may be stopped in one attach.
 	maxStop = 5 * time.Millisecond
+	// maxRequest and maxAttaches bound the zombies that are asked for in one request, and the attaches that it allows, where more is due
+	// than one attach can do: one, and twice as many with each request that comes to an orderly end.
+	maxRequest  = tracer.MaxZombies
+	maxAttaches = 32
 	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach, if it has a use for it
-	// (tracer.Request.Rest); while more than one attach can do is due it is only hurryFactor, in quarters: still more than it is
-	// stopped for.
-	restFactor  = 4
-	hurryFactor = 5
+	// (tracer.Request.Rest); while more than one attach can do is due it is only tracer.RestAfter.
+	restFactor = 4
 	// overdueAfter is for how long PID 1 may be too busy to be stopped at leisure.
 	overdueAfter = time.Second
 	// gatherFor is how long after the last of its attaches a sweep that has had all reaped is followed by the next attach: each costs
@@ -152,7 +156,9 @@ type Sweeper struct {
 	nextFull, nextWalk time.Time
 	looked             time.Time   // the last time that the lists of children were read
 	beside             *besideLook // nil: none
-	retryAt            time.Time   // of whole requests
+	cutShort           bool        // the last of other looks did not get to the end of the lists
+	strangers          strangers
+	retryAt            time.Time // of whole requests
 	retryWait          time.Duration
 
 	round   uint32
@@ -165,6 +171,7 @@ type Sweeper struct {
 	surplus, counting surplus
 
 	batch     int           // zombies asked for in the next attach
+	attaches  int           // that the next request allows
 	perZombie time.Duration // of the time that PID 1 is stopped
 	quick     int           // times that it was tried again at once
 	restUntil time.Time     // by the machine's clock
@@ -195,6 +202,7 @@ func New(cfg Config) (*Sweeper, error) {
 		level:     status.Level(),
 		zombies:   make(map[procfs.HostPID]*zombie),
 		batch:     newBatch,
+		attaches:  1,
 		sightings: lineage.NewSightings(maxSightings),
 		known:     make(map[procfs.HostPID]bool),
 		grace:     cfg.Grace,
@@ -235,12 +243,18 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	}
 	complete := true
 	s.fresh = s.fresh[:0]
-	if full || s.impatient || !s.plenty(leader, now) {
-		if err = s.take(true); err == nil {
-			complete, err = s.look(leader, full, now)
-		}
-	} else if err = s.take(false); s.beside == nil && now.Sub(s.looked) >= lookBeside {
-		s.lookBeside(ctx, now)
+	due := s.countDue(now)
+	if s.beside != nil {
+		err = s.take(due == 0 || s.impatient)
+	}
+	switch {
+	case err != nil || s.beside != nil:
+	case s.impatient || !s.plenty(leader, due):
+		complete, err = s.look(leader, full, now)
+		s.cutShort = !complete
+	case s.cutShort || now.Sub(s.looked) >= lookBeside:
+		s.lookBeside(ctx, leader, now)
+		s.cutShort = false
 	}
 	if err != nil {
 		return Result{}, err
@@ -279,11 +293,15 @@ func (s *Sweeper) init() (procfs.Stat, error) {
 // plenty reports whether there is so much to be done that it need not wait for a look: what is new can be looked for meanwhile, and not in
 // each sweep. The kernel walks the list of children from its front for each page that is read of it, holding up every fork(2), so
 // that a look costs as the square of how many there are.
-func (s *Sweeper) plenty(leader procfs.Stat, now time.Time) bool {
-	enough := s.limits.look / 16
-	if s.cfg.Reaper == nil || len(s.zombies) <= enough || !leaderAlive(leader) ||
-		len(s.surplus.rules)+len(s.counting.rules) > 0 { // those who are not remembered would be found again and again
-		return false
+func (s *Sweeper) plenty(leader procfs.Stat, due int) bool {
+	// Those who are not remembered would be found again and again.
+	return due > s.limits.look/16 && leaderAlive(leader) && len(s.surplus.rules)+len(s.counting.rules) == 0
+}
+
+// countDue returns how many zombies may be reaped at now.
+func (s *Sweeper) countDue(now time.Time) int {
+	if s.cfg.Reaper == nil {
+		return 0
 	}
 	ticks, due := s.cfg.BootTicks(), 0
 	for _, z := range s.zombies {
@@ -291,7 +309,7 @@ func (s *Sweeper) plenty(leader procfs.Stat, now time.Time) bool {
 			due++
 		}
 	}
-	return due > enough
+	return due
 }
 
 func leaderAlive(st procfs.Stat) bool { return st.State != procfs.StateZombie }
@@ -518,6 +536,12 @@ func (s *Sweeper) remember(z *zombie) {
 	s.fresh = append(s.fresh, z)
 }
 
+// strangers are processes that were no zombie children of PID 1, since a time.
+type strangers struct {
+	pids  map[procfs.HostPID]struct{}
+	since time.Time
+}
+
 // besideLook is a look for zombies that are not known yet, which goes on while others are reaped. It finds out nothing about those that
 // are: where a child is collected while the list is read, the kernel leaves others out.
 type besideLook struct {
@@ -526,41 +550,54 @@ type besideLook struct {
 	err   error
 }
 
-// lookBeside begins a look at the list of the leader, which is where adopted children hang.
-func (s *Sweeper) lookBeside(ctx context.Context, now time.Time) {
+// lookBeside begins a look at the list of the leader, which is where adopted children hang. If there is no other thread, it goes over all
+// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need.
+func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
 	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
 	for pid := range s.zombies {
 		known[pid] = struct{}{}
 	}
+	if now.Sub(s.strangers.since) >= strangersFor {
+		s.strangers = strangers{make(map[procfs.HostPID]struct{}), now}
+	}
 	b := &besideLook{done: make(chan struct{})}
 	s.beside, s.looked = b, now
+	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
 	go func() {
 		defer close(b.done)
-		init, budget := s.cfg.Init.PID, s.limits.tracked-len(known)
-		b.err = s.cfg.Proc.EachChild(init, init, func(pid procfs.HostPID) bool {
+		child := func(pid procfs.HostPID) bool {
 			if _, ok := known[pid]; ok {
+				return true
+			}
+			if _, ok := others[pid]; ok {
 				return true
 			}
 			if budget == 0 || ctx.Err() != nil {
 				return false
 			}
-			budget--
-			if st, err := s.cfg.Proc.Stat(pid); err == nil {
-				if z := s.sight(st, init, now); z != nil {
-					b.found = append(b.found, z)
-				}
+			st, err := s.cfg.Proc.Stat(pid)
+			if err != nil {
+				return true
+			}
+			if z := s.sight(st, init, now); z != nil {
+				b.found = append(b.found, z)
+				budget--
+			} else {
+				others[pid] = struct{}{}
 			}
 			return true
-		})
+		}
+		if leader.NumThreads == 1 {
+			b.err = s.cfg.Proc.EachPID(child)
+		} else {
+			b.err = s.cfg.Proc.EachChild(init, init, child)
+		}
 	}()
 }
 
-// take takes in what such a look has found, if there was one and it has ended, or, with wait, when it has.
+// take takes in what such a look has found, if it has ended, or, with wait, when it has.
 func (s *Sweeper) take(wait bool) error {
 	b := s.beside
-	if b == nil {
-		return nil
-	}
 	select {
 	case <-b.done:
 	default:
@@ -741,9 +778,13 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen", retryFirst, retryMax)
 			break
 		}
-		size := min(len(due), s.batch)
+		attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
+		size := min(len(due), s.batch*attaches, max(maxRequest, s.batch))
 		batch := due[:size:size]
 		req := s.prepare(batch)
+		if attaches > 1 {
+			req.Attaches = attaches
+		}
 		cgroups := s.cgroupsOf(batch)
 		rest := max(0, time.Until(s.restUntil))
 		if more := rest - tracer.MaxRest; more > 0 {
@@ -799,6 +840,8 @@ func (s *Sweeper) cgroupsOf(batch []*zombie) []string {
 func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombie, cgroups []string, more bool) (
 	reaped []Orphan, undone []*zombie, ok bool) {
 	report, err := s.cfg.Reaper.Reap(ctx, req)
+	allowed := s.attaches
+	s.attaches = 1
 	if err != nil {
 		for _, z := range batch {
 			z.tried = true
@@ -810,12 +853,12 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 		return nil, nil, false
 	}
 	if report.Attached {
-		s.stats.Attaches++
+		s.stats.Attaches += uint64(report.Attaches)
 		s.undidStop = s.undidStop || report.UndidStop
 		s.stats.LongestStop = max(s.stats.LongestStop, report.Stopped)
 		rest := restFactor * report.Stopped
 		if more {
-			rest = hurryFactor * report.Stopped / 4
+			rest = tracer.RestAfter(report.Stopped)
 		}
 		s.restUntil = time.Now().Add(rest)
 	}
@@ -853,7 +896,10 @@ func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombi
 	switch {
 	case report.Reason == "":
 		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
-		s.fit(report.Stopped, done)
+		s.fit(report.Stopped*time.Duration(report.Attaches), done)
+		if more || len(undone) > 0 {
+			s.attaches = min(2*allowed, maxAttaches)
+		}
 	case report.Reason == tracer.ReasonSignal && len(reaped) > 0:
 		// A signal came for PID 1, which was let go for it. That is no refusal: under a busy leak most attaches end with the
 		// SIGCHLD of the next orphan. As many as came before it are a good guess for the next time.

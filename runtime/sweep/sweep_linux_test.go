@@ -173,7 +173,7 @@ func (r *recorder) asked() []procfs.HostPID {
 
 func answerAll(o tracer.Outcome, reason tracer.Reason) func(tracer.Request) tracer.Report {
 	return func(req tracer.Request) tracer.Report {
-		rep := tracer.Report{Attached: true, Stopped: time.Millisecond}
+		rep := tracer.Report{Attached: true, Attaches: 1, Stopped: time.Millisecond}
 		for _, z := range req.Zombies {
 			rep.Results = append(rep.Results, tracer.Result{PID: z.PID, Outcome: o, Reason: reason})
 		}
@@ -438,7 +438,7 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 	// A whole request that is declined is put off in the same way, and its reason counted.
 	r.answer = func(req tracer.Request) tracer.Report {
 		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
-		rep.Attached, rep.Reason = false, tracer.ReasonBusy
+		rep.Attached, rep.Attaches, rep.Reason = false, 0, tracer.ReasonBusy
 		return rep
 	}
 	c.now = c.now.Add(time.Minute)

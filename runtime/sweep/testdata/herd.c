@@ -5,6 +5,7 @@
 //   adopted N   N orphans of another session that have ended
 //   living N    N children of its own that live until it ends
 //   reap N      waits for N children
+//   other N     N children of another thread, which lives on, that have ended
 //   park N      starts N threads that sleep in poll(2): the main thread sits in read(2)
 #include <poll.h>
 #include <pthread.h>
@@ -43,6 +44,13 @@ static void *park(void *arg)
 	return arg;
 }
 
+static void *other(void *arg)
+{
+	zombies(*(long *)arg);
+	*(long *)arg = 0;
+	return park(NULL);
+}
+
 int main(void)
 {
 	char what[16];
@@ -76,6 +84,13 @@ int main(void)
 			for (; n > 0; n--)
 				if (waitpid(-1, NULL, 0) < 0)
 					fail("waitpid");
+		} else if (strcmp(what, "other") == 0) {
+			pthread_t thread;
+			volatile long left = n;
+			if (pthread_create(&thread, NULL, other, (void *)&left) != 0)
+				fail("pthread_create");
+			while (left != 0)
+				usleep(1000);
 		} else if (strcmp(what, "park") == 0) {
 			pthread_t thread;
 			for (; n > 0; n--)
