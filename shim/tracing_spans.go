@@ -29,6 +29,7 @@ const (
 	attrContainer = attribute.Key("container.id")
 	attrAsked     = attribute.Key("reaper.asked")
 	attrAttached  = attribute.Key("reaper.attached")
+	attrAttaches  = attribute.Key("reaper.attaches")
 	attrDeclined  = attribute.Key("reaper.declined")
 	attrLeft      = attribute.Key("reaper.left")
 	attrReaped    = attribute.Key("reaper.reaped")
@@ -126,7 +127,7 @@ type tracedReaper struct {
 	id    string
 }
 
-// Reap makes the span of one attach.
+// Reap makes the span of one request.
 func (r tracedReaper) Reap(ctx context.Context, req tracer.Request) (tracer.Report, error) {
 	ctx, span := r.spans.tracer.Start(ctx, spanAttach, trace.WithAttributes(attrContainer.String(r.id), attrAsked.Int(len(req.Zombies))))
 	defer span.End()
@@ -137,6 +138,7 @@ func (r tracedReaper) Reap(ctx context.Context, req tracer.Request) (tracer.Repo
 	}
 	span.SetAttributes(
 		attrAttached.Bool(report.Attached),
+		attrAttaches.Int(report.Attaches),
 		attrReaped.Int(report.Count(tracer.Reaped)),
 		attrVanished.Int(report.Count(tracer.Vanished)),
 		attrRefusals.Int(report.Count(tracer.Refused)),

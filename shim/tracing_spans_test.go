@@ -115,7 +115,7 @@ func TestAttachSpans(t *testing.T) {
 	a := newAsk(true, 1)
 	a.caller = callerOf(ctx)
 	report := tracer.Report{
-		Attached: true, Reason: tracer.ReasonSignal, Stopped: 1500 * time.Microsecond,
+		Attached: true, Attaches: 3, Reason: tracer.ReasonSignal, Stopped: 1500 * time.Microsecond,
 		Results: []tracer.Result{
 			{PID: 7, Outcome: tracer.Reaped}, {PID: 8, Outcome: tracer.Reaped}, {PID: 9, Outcome: tracer.Vanished, Reason: tracer.ReasonVanished},
 			{PID: 10, Outcome: tracer.Refused, Reason: tracer.ReasonWaiting}, {PID: 11, Outcome: tracer.Left, Reason: tracer.ReasonBudget},
@@ -139,7 +139,7 @@ func TestAttachSpans(t *testing.T) {
 		t.Errorf("attach %v below %v, sweep %v below %v, call %v", attach.SpanContext(), attach.Parent(), swept.SpanContext(), swept.Parent(), call.SpanContext())
 	}
 	want := map[attribute.Key]any{
-		attrContainer: "c1", attrAsked: int64(5), attrAttached: true, attrReaped: int64(2), attrVanished: int64(1), attrRefusals: int64(1),
+		attrContainer: "c1", attrAsked: int64(5), attrAttached: true, attrAttaches: int64(3), attrReaped: int64(2), attrVanished: int64(1), attrRefusals: int64(1),
 		attrLeft: int64(1), attrStopped: int64(1500), attrDeclined: "signal",
 	}
 	if got := values(attach); !equalValues(got, want) {

@@ -251,7 +251,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	case err != nil || s.beside != nil:
 	case s.impatient || !s.plenty(leader, due):
 		complete, err = s.look(leader, full, now)
-		s.cutShort = !complete
+		s.cutShort, s.strangers = !complete, strangers{}
 	case s.cutShort || now.Sub(s.looked) >= lookBeside:
 		s.lookBeside(ctx, leader, now)
 		s.cutShort = false
