@@ -55,8 +55,6 @@ type options struct {
 	// unpinned exchanges the call without pin and mask: if the worker dies meanwhile, nobody can put it right.
 	unpinned bool
 	hook     func(step string) // for tests: is told of every step of the swap
-	// hurry, if there is one, lets the thread go first among its like, or no more.
-	hurry func(on bool)
 }
 
 // archOptions are what this architecture needs.
@@ -209,6 +207,8 @@ type attach struct {
 	p   plan
 	now func() time.Time
 	rep *Report
+	// hurry, if there is one, lets the thread go first among its like, or no more.
+	hurry func(on bool)
 
 	stopped  time.Time // when the thread was first seen stopped
 	released bool      // detached, or gone
@@ -756,9 +756,6 @@ func sigchldPending(st procfs.Status, blocked procfs.SignalSet) bool {
 }
 
 // batch reaps one zombie after the other, beginning at the syscall-entry stop, and lets go.
-//
-// All that the thread executes until it is let go is waitid and the way back to its own call. Where it has to wait for a CPU in between,
-// behind whatever leaks, PID 1 stands still for nothing.
 func (a *attach) batch() error {
 	a.setHurry(true)
 	atEntry := true // else past the last waitid, with the registers of resume or back
@@ -1389,6 +1386,8 @@ func (a *attach) letGo(sig int) error {
 	return nil
 }
 
+// setHurry is for the time in which all that the thread executes is waitid and the way to its own call. Where it has to wait for a CPU in
+// between, behind whatever leaks, PID 1 stands still for nothing.
 func (a *attach) setHurry(on bool) {
 	if a.hurry != nil && a.hurrying != on {
 		a.hurrying = on

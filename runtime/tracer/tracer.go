@@ -60,8 +60,8 @@ type Request struct {
 	// millisecond go by in which none of its threads ran. The zombies are looked at meanwhile.
 	Rest time.Duration `json:"restNs,omitempty"`
 	// Attaches is how many attaches may be made, with a rest ([RestAfter]) between two of them, for as long as they end for no other reason
-	// than their budget, and for a tenth of a second at most; 0 means one. Who has very much to be reaped is not asked for more after
-	// each then. An equal part of the zombies is looked at for the first.
+	// than their budget, and for a fifth of a second at most; 0 means one. Where there is very much to be done nobody has to be asked
+	// after each then. An equal part of the zombies is looked at for the first.
 	Attaches int `json:"attaches,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
 	// parked in. For a PID 1 that has so much to do that it never waits.
