@@ -668,8 +668,10 @@ func TestDeath(t *testing.T) {
 		zs := v.orphans(600)
 		c := newClient(t)
 		why := map[Reason]int{}
+		const enough = 50
 		attached, reaped := 0, 0
-		for i := 0; i < 300 && len(zs) > 0; i++ {
+		deadline := time.Now().Add(patience)
+		for i := 0; (i < 300 || attached < enough && time.Now().Before(deadline)) && len(zs) > 0; i++ {
 			// A few at a time, or the first attaches would leave nothing to do for the others.
 			ask := zs[:min(2, len(zs))]
 			rep := reap(t, c, v.request(ask...))
@@ -697,7 +699,7 @@ func TestDeath(t *testing.T) {
 		}
 		t.Logf("%d attaches, reasons %v, %d reaped", attached, why, reaped)
 		eventually(t, "all the others are still there", func() bool { return len(v.children(orphanCode)) == len(zs) })
-		if attached < 50 {
+		if attached < enough {
 			t.Error("too few attaches: the test has shown nothing")
 		}
 	})
@@ -852,7 +854,7 @@ func TestRest(t *testing.T) {
 // TestSeveralAttaches: a request that allows several attaches gets no more of them than that, each within the budget and with room between
 // them, and leaves nothing open.
 func TestSeveralAttaches(t *testing.T) {
-	const zombies, stop = 300, 500 * time.Microsecond
+	const zombies, stop = 120, 500 * time.Microsecond
 	v := startVictim(t, "park", fmt.Sprint(zombies))
 	v.expect("ready")
 	zs := v.orphans(zombies)
@@ -868,7 +870,7 @@ func TestSeveralAttaches(t *testing.T) {
 	}
 	open := files()
 	attaches := 0
-	for _, allowed := range []int{0, 3, MaxAttaches} {
+	for _, allowed := range []int{0, 3, 5} {
 		if len(zs) == 0 {
 			break
 		}
@@ -880,7 +882,8 @@ func TestSeveralAttaches(t *testing.T) {
 		if rep.Attaches < 1 || rep.Attaches > max(1, allowed) {
 			t.Errorf("%d attaches of %d allowed", rep.Attaches, allowed)
 		}
-		if room := time.Duration(rep.Attaches-1) * minRest; took < room || took > maxRun+testutil.Slow(time.Second) {
+		// All but the last take what they may, and PID 1 has no use for more than minRest.
+		if room := time.Duration(rep.Attaches-2) * min(minRest, RestAfter(stop/2)); took < room || took > maxRun+testutil.Slow(time.Second) {
 			t.Errorf("%d attaches took %v", rep.Attaches, took)
 		}
 		// The last zombie of an attach may take its time on a busy machine.
@@ -949,14 +952,15 @@ func TestStopsWakeNobody(t *testing.T) {
 		}
 		return sum
 	}
-	before, reaped := switches(), 0
+	before, reaped, began := switches(), 0, time.Now()
 	for deadline := time.Now().Add(patience); reaped < n && time.Now().Before(deadline); {
 		v.parked("poll")
 		reaped += reap(t, c, v.request(zs[1+reaped:]...)).Count(Reaped)
 	}
-	// Each zombie takes two stops. The runtime's own threads have something to do now and then.
-	if woken := switches() - before; reaped != n || woken > n/2 {
-		t.Errorf("%d of %d reaped; other threads were woken %d times", reaped, n, woken)
+	// Each zombie takes two stops. The runtime's own threads have something to do now and then, and sysmon looks after each nap.
+	took := time.Since(began)
+	if woken := switches() - before; reaped != n || woken > n/2+int(took/otherSlack) {
+		t.Errorf("%d of %d reaped in %v; other threads were woken %d times", reaped, n, took, woken)
 	}
 }
 
