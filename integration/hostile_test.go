@@ -102,9 +102,11 @@ func TestInitModeHostileMounts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if runs, err := os.ReadFile(fmt.Sprintf("/proc/%d/exe", c.PID)); err != nil || !bytes.Equal(runs, ours) {
-				t.Errorf("PID 1 is another program than ours (%v)", err)
-			}
+			// runc says that it has started before it has executed the program.
+			testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+				runs, err := os.ReadFile(fmt.Sprintf("/proc/%d/exe", c.PID))
+				return err == nil && bytes.Equal(runs, ours), fmt.Sprintf("PID 1 is another program than ours (%v)", err)
+			})
 			if r := exec(t, c, "/bin/sh", "-c", "mount -t tmpfs none /dev/.reaper && /bin/leak -n 3 -e 6"); r.Code != 0 {
 				t.Fatalf("exit code %d: %s", r.Code, r.Stderr)
 			}
