@@ -231,13 +231,6 @@ func TestStormLong(t *testing.T) {
 	d := daemon(t)
 	name := reaper(t)
 	raisePIDMax(t, count+10000)
-	storm := func(t *testing.T, c *harness.Container, args ...string) *osexec.Cmd {
-		// Not an exec of the container's: the shim stands still, and must not know of it beforehand.
-		path := filepath.Join("/proc", fmt.Sprint(c.PID), "root/bin/storm")
-		cmd := osexec.Command("nsenter", append([]string{"-p", "-t", fmt.Sprint(c.PID), "setsid", "-w", path}, args...)...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		return cmd
-	}
 
 	t.Run(fmt.Sprint(count), func(t *testing.T) {
 		events := subscribe(t, d)
@@ -256,7 +249,11 @@ func TestStormLong(t *testing.T) {
 		cont := func() { _ = syscall.Kill(shim.PID, syscall.SIGCONT) }
 		defer cont()
 		began := time.Now()
-		if out, err := storm(t, c, "-n", fmt.Sprint(count), "-j", fmt.Sprint(runtime.NumCPU())).CombinedOutput(); err != nil {
+		// Not an exec of the container's: the shim stands still, and must not know of it beforehand.
+		storm := osexec.Command("nsenter", "-p", "-t", fmt.Sprint(c.PID), "setsid", "-w",
+			filepath.Join("/proc", fmt.Sprint(c.PID), "root/bin/storm"), "-n", fmt.Sprint(count), "-j", fmt.Sprint(runtime.NumCPU()))
+		storm.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if out, err := storm.CombinedOutput(); err != nil {
 			t.Fatalf("storm: %v, %s", err, out)
 		}
 		n := backlog(t, c)

@@ -41,7 +41,6 @@ func TestParseErrorNamesTheFile(t *testing.T) {
 	}
 }
 
-// The live /proc of the kernel that the tests run on, read through every reader.
 func TestEachPID(t *testing.T) {
 	const n = 2*namesAtOnce + 100
 	m := fstest.MapFS{"uptime": {}, "self/stat": {}, "12x": {}}
@@ -60,6 +59,7 @@ func TestEachPID(t *testing.T) {
 	}
 }
 
+// The live /proc of the kernel that the tests run on, read through every reader.
 func TestLive(t *testing.T) {
 	p := New(os.DirFS("/proc"))
 	self := HostPID(os.Getpid())

@@ -85,9 +85,8 @@ const (
 	newBatch = 64
 	// maxStop is the time that PID 1 may be stopped in one attach.
 	maxStop = 5 * time.Millisecond
-	// maxRequest and maxAttaches bound the zombies that are asked for in one request, and the attaches that it allows, where more is due
-	// than one attach can do: one, and twice as many with each request that comes to an orderly end.
-	maxRequest  = tracer.MaxZombies
+	// maxAttaches bounds the attaches that one request allows, where more is due than one can do: one, and twice as many with each
+	// request that comes to an orderly end.
 	maxAttaches = 32
 	// restFactor times the length of its last stop is what PID 1 gets to run before the next attach, if it has a use for it
 	// (tracer.Request.Rest); while more than one attach can do is due it is only tracer.RestAfter.
@@ -300,7 +299,7 @@ func (s *Sweeper) plenty(leader procfs.Stat, due int) bool {
 
 // countDue returns how many zombies may be reaped at now.
 func (s *Sweeper) countDue(now time.Time) int {
-	if s.cfg.Reaper == nil {
+	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return 0
 	}
 	ticks, due := s.cfg.BootTicks(), 0
@@ -779,7 +778,7 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 			break
 		}
 		attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
-		size := min(len(due), s.batch*attaches, max(maxRequest, s.batch))
+		size := min(len(due), s.batch*attaches, tracer.MaxZombies)
 		batch := due[:size:size]
 		req := s.prepare(batch)
 		if attaches > 1 {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
 // someRequest is about a process that does not exist: it is declined without any privilege.
@@ -147,9 +148,8 @@ func TestWorkerGoesFirst(t *testing.T) {
 	}
 	c := newClient(t, "-idle", "1m")
 	ask(t, c)
-	nice, err := unix.Getpriority(unix.PRIO_PROCESS, c.WorkerPID())
-	if nice = 20 - nice; err != nil || nice != priority {
-		t.Errorf("nice %d, %v, want %d", nice, err, priority)
+	if nice := niceOfThread(t, procfs.HostPID(c.WorkerPID())); nice != priority {
+		t.Errorf("nice %d, want %d", nice, priority)
 	}
 	session, err := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", c.WorkerPID()))
 	if want := fmt.Sprintf(" nice %d\n", priority); err != nil || !strings.HasSuffix(string(session), want) {

@@ -116,10 +116,11 @@ const minWanted = 8
 func settle(f *liveFacts, t *targets, results []Result) (done int) {
 	for i := range t.examined {
 		r := &results[i]
-		if t.todo[i] && r.Outcome == Left {
+		switch {
+		case !t.todo[i]:
+		case r.Outcome == Left:
 			continue
-		}
-		if t.todo[i] {
+		default:
 			t.todo[i] = false
 			done++
 			// Only status says so, which may not have been read before.

@@ -6,25 +6,19 @@ import "golang.org/x/sys/unix"
 // first. The value is the thread's alone, and it makes no child meanwhile that could inherit it.
 const hurryNice = -20
 
-// hurrier returns what sets and restores the nice value of a thread.
+// hurrier returns what sets and restores the nice value of a thread. Where it may not be set there is nothing to restore, which
+// restoreNice sees.
 func hurrier(tid int, j *Journal) func(on bool) {
 	own := hurryNice
 	return func(on bool) {
-		if on {
-			var err error
-			if own, err = niceOf(tid); err != nil || own == hurryNice {
-				own = hurryNice
-				return
-			}
-			j.lend(own)
-			if unix.Setpriority(unix.PRIO_PROCESS, tid, hurryNice) == nil {
-				return
-			}
-			own = hurryNice
-		} else if own != hurryNice {
+		if !on {
 			restoreNice(tid, own)
+			j.giveBack()
+		} else if n, err := niceOf(tid); err == nil && n != hurryNice {
+			own = n
+			j.lend(own)
+			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, hurryNice)
 		}
-		j.giveBack()
 	}
 }
 
