@@ -134,6 +134,7 @@ type zombie struct {
 	number    uint64 // in the order in which they were found, which is the kernel's
 	round     uint32 // of the last look that found it on a list
 	tried     bool   // an attempt to have it reaped ended without an answer
+	inFlight  bool   // it has been asked for
 	useless   bool   // nobody may reap it
 }
 
@@ -155,6 +156,7 @@ type Sweeper struct {
 	nextFull, nextWalk time.Time
 	looked             time.Time   // the last time that the lists of children were read
 	beside             *besideLook // nil: none
+	flights            []*flight   // in the order in which they were sent
 	cutShort           bool        // the last of other looks did not get to the end of the lists
 	strangers          strangers
 	retryAt            time.Time // of whole requests
@@ -231,6 +233,10 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	s.declined, s.undidStop = Declined{}, false
 
 	leader, err := s.init()
+	if errors.Is(err, ErrInitGone) && len(s.flights) > 0 {
+		// The next sweep says so.
+		return Result{Reaped: s.landAll(ctx), More: true, Changed: true}, nil
+	}
 	if err != nil {
 		return Result{}, err
 	}
@@ -297,14 +303,14 @@ func (s *Sweeper) plenty(leader procfs.Stat, due int) bool {
 	return due > s.limits.look/16 && leaderAlive(leader) && len(s.surplus.rules)+len(s.counting.rules) == 0
 }
 
-// countDue returns how many zombies may be reaped at now.
+// countDue returns how many zombies may be reaped at now, or have been asked for.
 func (s *Sweeper) countDue(now time.Time) int {
 	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return 0
 	}
 	ticks, due := s.cfg.BootTicks(), 0
 	for _, z := range s.zombies {
-		if s.isDue(z, now, ticks) {
+		if z.inFlight || s.isDue(z, now, ticks) {
 			due++
 		}
 	}
@@ -354,7 +360,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		switch {
 		case z != nil:
 			z.round = s.round
-			if verify == 0 || now.Sub(z.checked) < again {
+			if verify == 0 || z.inFlight || now.Sub(z.checked) < again {
 				return true
 			}
 			verify--
@@ -399,7 +405,7 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 	s.surplus = s.counting
 	// Absence from one read of a children list proves nothing (proc(5)): ask for each.
 	for _, z := range s.zombies {
-		if z.round == s.round {
+		if z.round == s.round || z.inFlight { // what became of it is told by who was asked
 			continue
 		}
 		st, err := s.cfg.Proc.Stat(z.pid)
@@ -698,8 +704,11 @@ func (s *Sweeper) isDue(z *zombie, now time.Time, ticks uint64) bool {
 	return ok && !at.After(now) && ticks >= z.startTime+lineage.MinTicks
 }
 
-// dueAt returns when a zombie may be reaped; ok is false when it may not.
+// dueAt returns when a zombie may be reaped; ok is false when it may not, or has been asked for.
 func (s *Sweeper) dueAt(z *zombie) (at time.Time, ok bool) {
+	if z.inFlight {
+		return at, false
+	}
 	if z.judgement.Verdict == lineage.Adopted && s.impatient {
 		return z.firstSeen, true
 	}
@@ -752,210 +761,6 @@ func (s *Sweeper) nextDue() time.Time {
 		}
 	}
 	return next
-}
-
-// reap has what is due reaped, in as many attaches as that takes, with room for PID 1 to run between them. left says that some
-// of it was not come to.
-func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
-	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
-		return nil, false
-	}
-	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
-	end := time.Now().Add(maxReap)
-	s.quick = 0
-	for n := 0; ctx.Err() == nil; n++ {
-		if len(due) == 0 {
-			if len(reaped) > 0 && len(reaped) < gatherBelow {
-				s.gather = s.cfg.Now().Add(gatherFor)
-			}
-			break
-		}
-		if n > 0 && !time.Now().Before(end) {
-			return reaped, true
-		}
-		if len(s.cgroups) > 0 && s.cgroups[0].Frozen() {
-			s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen", retryFirst, retryMax)
-			break
-		}
-		attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
-		size := min(len(due), s.batch*attaches, tracer.MaxZombies)
-		batch := due[:size:size]
-		req := s.prepare(batch)
-		if attaches > 1 {
-			req.Attaches = attaches
-		}
-		cgroups := s.cgroupsOf(batch)
-		rest := max(0, time.Until(s.restUntil))
-		if more := rest - tracer.MaxRest; more > 0 {
-			select {
-			case <-ctx.Done():
-				return reaped, true
-			case <-time.After(more):
-			}
-		}
-		req.Rest = min(rest, tracer.MaxRest)
-		req.Running = s.overdue(batch[0], s.cfg.Now())
-		got, undone, ok := s.attach(ctx, req, batch, cgroups, len(due) > size)
-		reaped = append(reaped, got...)
-		if !ok {
-			break
-		}
-		// What it did not come to is the first of the next batch.
-		due = due[size-len(undone):]
-		copy(due, undone)
-	}
-	return reaped, false
-}
-
-// prepare makes the request for a batch.
-func (s *Sweeper) prepare(batch []*zombie) tracer.Request {
-	req := tracer.Request{
-		PID:       s.cfg.Init.PID,
-		StartTime: s.cfg.InitStartTime,
-		MaxStop:   maxStop,
-		Zombies:   make([]tracer.Zombie, len(batch)),
-	}
-	for i, z := range batch {
-		req.Zombies[i] = tracer.Zombie{PID: z.pid, StartTime: z.startTime}
-	}
-	return req
-}
-
-// cgroupsOf reads where the zombies of a batch died, which cannot be read any more once they are reaped, or returns nil where nobody wants
-// to know.
-func (s *Sweeper) cgroupsOf(batch []*zombie) []string {
-	if !s.shared {
-		return nil
-	}
-	paths := make([]string, len(batch))
-	for i, z := range batch {
-		paths[i] = ContainerPath(s.cfg.Proc, z.pid)
-	}
-	return paths
-}
-
-// attach asks the Reaper for one batch. undone is what it did not come to, and ok says whether it makes sense to go on now.
-// more says that this batch is not all that is due; cgroups is nil or has one for each of the batch.
-func (s *Sweeper) attach(ctx context.Context, req tracer.Request, batch []*zombie, cgroups []string, more bool) (
-	reaped []Orphan, undone []*zombie, ok bool) {
-	report, err := s.cfg.Reaper.Reap(ctx, req)
-	allowed := s.attaches
-	s.attaches = 1
-	if err != nil {
-		for _, z := range batch {
-			z.tried = true
-		}
-		if ctx.Err() != nil {
-			return nil, nil, false // nobody has refused anything
-		}
-		s.refuse(tracer.ReasonInternal, err.Error(), retryFirst, retryMax)
-		return nil, nil, false
-	}
-	if report.Attached {
-		s.stats.Attaches += uint64(report.Attaches)
-		s.undidStop = s.undidStop || report.UndidStop
-		s.stats.LongestStop = max(s.stats.LongestStop, report.Stopped)
-		rest := restFactor * report.Stopped
-		if more {
-			rest = tracer.RestAfter(report.Stopped)
-		}
-		s.restUntil = time.Now().Add(rest)
-	}
-	undone = batch[:0]
-	now := s.cfg.Now()
-	for i, r := range report.Results {
-		z := batch[i]
-		switch r.Outcome {
-		case tracer.Reaped:
-			s.stats.Reaped++
-			s.stats.ReapTimes.Add(now.Sub(z.firstSeen))
-			switch z.judgement.Verdict {
-			case lineage.Own:
-				s.stats.ReapedOwn++
-			case lineage.Unproven:
-				s.stats.ReapedUnproven++
-			}
-			o := Orphan{PID: z.pid, NSPID: r.NSPID, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen}
-			if cgroups != nil {
-				o.Cgroup = cgroups[i]
-			}
-			reaped = append(reaped, o)
-			s.forget(z)
-		case tracer.Vanished:
-			s.vanished(z)
-		case tracer.Refused:
-			s.stats.Refusals[r.Reason]++
-			z.retryAt, z.retryWait = s.backOff(z.retryWait, retryFirst, retryMax)
-		case tracer.Left:
-			// The batch or the stop's budget was used up: it stays due.
-			undone = append(undone, z)
-		}
-	}
-	done := len(report.Results) - len(undone)
-	switch {
-	case report.Reason == "":
-		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
-		s.fit(report.Stopped*time.Duration(report.Attaches), done)
-		if more || len(undone) > 0 {
-			s.attaches = min(2*allowed, maxAttaches)
-		}
-	case report.Reason == tracer.ReasonSignal && len(reaped) > 0:
-		// A signal came for PID 1, which was let go for it. That is no refusal: under a busy leak most attaches end with the
-		// SIGCHLD of the next orphan. As many as came before it are a good guess for the next time.
-		s.stats.Refusals[report.Reason]++
-		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
-		s.batch = max(minBatch, min(s.batch, 2*done))
-		return reaped, undone, true
-	case transient(report.Reason) && s.quick < quickTries:
-		s.stats.Refusals[report.Reason]++
-		s.batch = max(minBatch, s.batch/2)
-		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
-			s.restUntil = until
-		}
-		s.quick++
-		return reaped, undone, true
-	default:
-		first, longest := retryFirst, retryMax
-		if transient(report.Reason) {
-			first, longest = quickFirst, quickMax
-		}
-		s.refuse(report.Reason, report.Detail, first, longest)
-		s.batch = max(minBatch, s.batch/2)
-	}
-	return reaped, undone, len(reaped) > 0 && report.Reason == ""
-}
-
-// fit makes the next batch as large as a stop allows, going by the last ones, and never more than twice the last.
-func (s *Sweeper) fit(stopped time.Duration, done int) {
-	if done == 0 || stopped <= 0 {
-		return
-	}
-	per := max(stopped/time.Duration(done), time.Microsecond)
-	if s.perZombie > 0 {
-		per = (3*s.perZombie + per) / 4
-	}
-	s.perZombie = per
-	// A little more than fits, so that it can turn out to be faster.
-	s.batch = max(minBatch, min(maxBatch, 2*s.batch, int(maxStop*5/4/per)))
-}
-
-// transient reports whether a reason comes from what PID 1 does at the moment.
-func transient(r tracer.Reason) bool {
-	return r == tracer.ReasonBusy || r == tracer.ReasonSignal || r == tracer.ReasonSigchldPending
-}
-
-// refuse notes that a whole request was refused and puts the next one off.
-func (s *Sweeper) refuse(reason tracer.Reason, detail string, first, longest time.Duration) {
-	s.declined = Declined{reason, detail}
-	s.stats.Refusals[reason]++
-	s.retryAt, s.retryWait = s.backOff(s.retryWait, first, longest)
-}
-
-// backOff doubles the wait after each refusal: what made it is often gone after a moment (a busy PID 1), and asking costs
-// little, but must not become a load.
-func (s *Sweeper) backOff(wait, first, longest time.Duration) (at time.Time, next time.Duration) {
-	wait = min(max(first, 2*wait), longest)
-	return s.cfg.Now().Add(wait), wait
 }
 
 // forget drops a zombie that has left the list of children.
