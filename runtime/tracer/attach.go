@@ -146,6 +146,12 @@ type tracee interface {
 	sendCont() error
 }
 
+// haste has a thread that stands still go first among its like.
+type haste interface {
+	begin(tid int)
+	end()
+}
+
 // facts are what is looked up in /proc again while the thread is stopped.
 type facts interface {
 	// sameProcess returns an error if PID 1 has ended or is not the process of the request any more.
@@ -207,8 +213,8 @@ type attach struct {
 	p   plan
 	now func() time.Time
 	rep *Report
-	// hurry, if there is one, lets the thread go first among its like, or no more.
-	hurry func(on bool)
+	// hurry, if there is one, lets the thread go first among its like while it stands still.
+	hurry haste
 
 	stopped  time.Time // when the thread was first seen stopped
 	released bool      // detached, or gone
@@ -1389,9 +1395,13 @@ func (a *attach) letGo(sig int) error {
 // setHurry is for the time in which all that the thread executes is waitid and the way to its own call. Where it has to wait for a CPU in
 // between, behind whatever leaks, PID 1 stands still for nothing.
 func (a *attach) setHurry(on bool) {
-	if a.hurry != nil && a.hurrying != on {
-		a.hurrying = on
-		a.hurry(on)
+	if a.hurry == nil || a.hurrying == on {
+		return
+	}
+	if a.hurrying = on; on {
+		a.hurry.begin(int(a.p.tid))
+	} else {
+		a.hurry.end()
 	}
 }
 

@@ -176,6 +176,7 @@ type crashVictim struct {
 	usr1  int // sent
 	conts int // sent
 	nice  int // of its threads
+	some  int // attaches that a request allows, 0: one, with a small stop
 }
 
 const crashBatch = 200 // BATCH of crash.c
@@ -247,15 +248,28 @@ func (v *crashVictim) check() {
 		v.t.Fatal(err)
 	}
 	for _, tid := range tids {
-		if n := niceOfThread(v.t, tid); n != v.nice {
-			v.t.Errorf("thread %d has nice value %d, not %d", tid, n, v.nice)
-		}
+		v.ownSched(tid)
 	}
-	want := fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d", v.usr1, v.conts)
-	if got := v.expect("back"); got != want {
+	if got, want := v.expect("back"), v.well(); got != want {
 		v.t.Errorf("PID 1 noticed: %s\nwant         %s", got, want)
 	}
 	v.sits()
+}
+
+// well is what PID 1 says of itself if all is right.
+func (v *crashVictim) well() string {
+	return fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d child nice %d resets 0", v.usr1, v.conts, v.nice)
+}
+
+// ownSched fails if a thread of PID 1 has a nice value or a policy that is not its own.
+func (v *crashVictim) ownSched(tid procfs.HostPID) {
+	v.t.Helper()
+	if n := niceOfThread(v.t, tid); n != v.nice {
+		v.t.Errorf("thread %d has nice value %d, not %d", tid, n, v.nice)
+	}
+	if policy, err := policyOf(int(tid)); err != nil || policy != schedOther {
+		v.t.Errorf("thread %d has policy %#x, %v", tid, policy, err)
+	}
 }
 
 // quiet fails if the call has returned by itself.
@@ -276,7 +290,11 @@ func (v *crashVictim) quiet() {
 func (v *crashVictim) reapDying(c *Client, zs []Zombie) (Report, error) {
 	ctx, cancel := context.WithTimeout(v.t.Context(), patience)
 	defer cancel()
-	return c.Reap(ctx, v.request(zs...))
+	req := v.request(zs...)
+	if v.some > 0 {
+		req.Attaches, req.MaxStop = v.some, 300*time.Microsecond
+	}
+	return c.Reap(ctx, req)
 }
 
 // outlives has a worker come to a step and die of its deed, and PID 1 check itself when that has been put right.
@@ -285,7 +303,11 @@ func (v *crashVictim) outlives(step, at, deed string, mode ...string) {
 	marker := filepath.Join(v.t.TempDir(), "died")
 	c := hookedClient(append([]string{step, at, deed, marker}, mode...)...)
 	defer c.Close()
-	if _, err := v.dieAt(c, 3, marker); err != nil {
+	n := 3
+	if v.some > 0 {
+		n = 60 // more than one attach can do
+	}
+	if _, err := v.dieAt(c, n, marker); err != nil {
 		v.t.Error(err)
 	}
 	if c.Recovered() == 0 {
@@ -383,7 +405,7 @@ func TestSwapWindowSignals(t *testing.T) {
 			}
 			// The call ends, with EINTR; its registers are what the handler returns to.
 			v.usr1++
-			if got, want := v.expect("back"), "ret -4 regs ok mask ok own ok usr1 1 cont 0"; got != want {
+			if got, want := v.expect("back"), v.well(); got != want {
 				t.Errorf("PID 1 says %s, want %s", got, want)
 			}
 			v.check()
@@ -409,7 +431,7 @@ func TestSwapWindowSignals(t *testing.T) {
 				unix.Kill(int(v.pid), unix.SIGCONT)
 				v.conts++
 				// Its handler ends the call.
-				if got, want := v.expect("back"), "ret -4 regs ok mask ok own ok usr1 0 cont 1"; got != want {
+				if got, want := v.expect("back"), v.well(); got != want {
 					t.Errorf("PID 1 says %s, want %s", got, want)
 				}
 				v.check()
@@ -424,7 +446,7 @@ func TestSwapWindowSignals(t *testing.T) {
 				t.Error(err)
 			}
 			v.conts++
-			if got, want := v.expect("back"), "ret -4 regs ok mask ok own ok usr1 0 cont 1"; got != want {
+			if got, want := v.expect("back"), v.well(); got != want {
 				t.Errorf("PID 1 says %s, want %s", got, want)
 			}
 			v.check()
@@ -464,7 +486,7 @@ func TestHandlerRecoveryDies(t *testing.T) {
 				} else {
 					v.usr1++
 				}
-				if got, want := v.expect("back"), fmt.Sprintf("ret -4 regs ok mask ok own ok usr1 %d cont %d", v.usr1, v.conts); got != want {
+				if got, want := v.expect("back"), v.well(); got != want {
 					t.Errorf("PID 1 says %s, want %s", got, want)
 				}
 				v.check()
@@ -728,7 +750,11 @@ func crashState(t *testing.T, row *crashRow) {
 	rnd := rand.New(rand.NewPCG(uint64(len(row.Call)), 7))
 	unchecked, kills := 0, crashKills(t)
 	for row.Kills < kills {
-		zs := v.take(20)
+		zs, some := v.take(20), 0
+		if row.Kills%2 == 1 {
+			some = 3
+		}
+		v.some = some
 		// A worker that is there already: its start takes longer than an attach.
 		if c.WorkerPID() == 0 {
 			ask(t, c)

@@ -14,15 +14,17 @@ import (
 // executor carries out requests on one OS thread.
 type executor struct {
 	options
-	look *observer
-	tick *ticker
-	hand handover    // as the last thread has left it
-	cpus unix.CPUSet // where the thread may run
+	look  *observer
+	tick  *ticker
+	hand  handover // as the last thread has left it
+	hurry hurry
+	cpus  unix.CPUSet // where the thread may run
 }
 
 // newExecutor is for the calling OS thread.
 func newExecutor(opts options) *executor {
 	e := &executor{options: opts, look: newObserver(os.DirFS("/proc"), procfs.DirectFS("/sys/fs/cgroup"))}
+	e.hurry.journal = e.journal
 	// Without either it works as well, only slower.
 	e.tick, _ = newTicker()
 	_ = unix.SchedGetaffinity(0, &e.cpus)
@@ -87,6 +89,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 	end := rest.until.Add(maxRun)
 	f := newLiveFacts(e.look, req)
 	defer f.close()
+	defer e.unhurry(rep)
 	t, most := newTargets(len(req.Zombies)), batchSize(req.maxStop())
 	for want := (len(req.Zombies) + allowed - 1) / allowed; ; {
 		one := Report{Results: rep.Results}
@@ -104,6 +107,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 			want = 2 * done
 		}
 		want = max(want, minWanted)
+		e.step("between")
 		rest = e.rest(req, until) // not earlier: what PID 1 has run before is its way back to its call
 	}
 }
@@ -160,13 +164,31 @@ func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, r
 	defer e.retreat()
 	th := &thread{tid: int(p.tid), tgid: int(req.PID), tick: e.tick, hand: e.hand}
 	a := &attach{t: th, f: f, p: p, now: time.Now, rep: rep, options: e.options}
-	a.hurry = hurrier(th.tid, e.journal)
+	if e.hurry.tid != th.tid {
+		e.hurry.end()
+	}
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
+	if req.Attaches > 1 {
+		// There is very much to be done: it goes first also on its way to its first stop and back to its call.
+		e.hurry.begin(th.tid)
+	} else {
+		a.hurry = &e.hurry
+	}
 	a.run()
 	e.hand = th.hand
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
+		if a.hurrying {
+			e.hurry.forget() // nobody has let go of it
+		}
 		e.journal.close()
+	}
+}
+
+// unhurry is for the end of a request. Of a thread that is still held somebody has to look after once we are gone.
+func (e *executor) unhurry(rep *Report) {
+	if rep.Reason != ReasonTimeout {
+		e.hurry.end()
 	}
 }
 

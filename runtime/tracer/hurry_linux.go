@@ -1,31 +1,72 @@
 package tracer
 
-import "golang.org/x/sys/unix"
+import (
+	"unsafe"
 
-// hurryNice is the nice value of a thread that stands still for us: of several threads in a cgroup (or session, sched(7)) it gets the CPU
-// first. The value is the thread's alone, and it makes no child meanwhile that could inherit it.
+	"golang.org/x/sys/unix"
+)
+
+// hurryNice is the nice value of a thread in a hurry: of several threads in a cgroup (or session, sched(7)) it gets the CPU first. The value
+// is the thread's alone.
 const hurryNice = -20
 
-// hurrier returns what sets and restores the nice value of a thread. Where it may not be set there is nothing to restore, which
-// restoreNice sees.
-func hurrier(tid int, j *Journal) func(on bool) {
-	own := hurryNice
-	return func(on bool) {
-		if !on {
-			restoreNice(tid, own)
-			j.giveBack()
-		} else if n, err := niceOf(tid); err == nil && n != hurryNice {
-			own = n
-			j.lend(own)
-			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, hurryNice)
-		}
+// schedOther and resetOnFork are SCHED_OTHER and SCHED_RESET_ON_FORK (sched(7)).
+const (
+	schedOther  = 0
+	resetOnFork = 0x40000000
+)
+
+// hurry says which thread has been lent hurryNice, so that it need not wait behind what leaks: 0 for none.
+//
+// Whatever it forks meanwhile has to be as without us, and be it because the tracer has died. The kernel gives a child of a thread that is to
+// reset its scheduling on fork(2) the policy SCHED_OTHER and, instead of a negative nice value, 0 (sched_fork() in kernel/sched/core.c). So it
+// is only for threads that have both themselves.
+type hurry struct {
+	journal *Journal
+	tid     int
+}
+
+func (h *hurry) begin(tid int) {
+	if h.tid == tid {
+		return
+	}
+	if own, err := niceOf(tid); err != nil || own != 0 {
+		return
+	}
+	if policy, err := policyOf(tid); err != nil || policy != schedOther {
+		return
+	}
+	h.tid = tid
+	h.journal.lend()
+	err := setPolicy(tid, schedOther|resetOnFork)
+	if err == nil {
+		err = unix.Setpriority(unix.PRIO_PROCESS, tid, hurryNice)
+	}
+	if err != nil {
+		h.end()
 	}
 }
 
-// restoreNice gives a thread its own nice value back, unless somebody has given it another one meanwhile.
-func restoreNice(tid, own int) {
-	if now, err := niceOf(tid); err == nil && now == hurryNice {
-		_ = unix.Setpriority(unix.PRIO_PROCESS, tid, own)
+func (h *hurry) end() {
+	if h.tid != 0 {
+		unhurry(h.tid)
+	}
+	h.forget()
+}
+
+// forget is end for a thread that is gone.
+func (h *hurry) forget() {
+	h.tid = 0
+	h.journal.giveBack()
+}
+
+// unhurry gives a thread its own nice value and policy back, unless somebody has given it others meanwhile.
+func unhurry(tid int) {
+	if nice, err := niceOf(tid); err == nil && nice == hurryNice {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, tid, 0)
+	}
+	if policy, err := policyOf(tid); err == nil && policy == schedOther|resetOnFork {
+		_ = setPolicy(tid, schedOther)
 	}
 }
 
@@ -33,4 +74,23 @@ func restoreNice(tid, own int) {
 func niceOf(tid int) (int, error) {
 	n, err := unix.Getpriority(unix.PRIO_PROCESS, tid)
 	return 20 - n, err
+}
+
+// policyOf returns the scheduling policy of a thread, with resetOnFork.
+func policyOf(tid int) (int, error) {
+	policy, _, errno := unix.RawSyscall(unix.SYS_SCHED_GETSCHEDULER, uintptr(tid), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(policy), nil
+}
+
+// setPolicy leaves all else that sched_setattr(2) knows of as it is.
+func setPolicy(tid, policy int) error {
+	var priority int32 // struct sched_param
+	_, _, errno := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, uintptr(tid), uintptr(policy), uintptr(unsafe.Pointer(&priority)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

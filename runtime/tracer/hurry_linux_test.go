@@ -1,6 +1,8 @@
 package tracer
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -18,13 +20,16 @@ func niceOfThread(t testing.TB, tid procfs.HostPID) int {
 	return n
 }
 
-// While PID 1 stands still for us its thread goes first, and only then. What somebody else has given it meanwhile it keeps.
+// While PID 1 stands still for us its thread goes first, and only then, if its nice value is the default. What somebody else has given it
+// meanwhile it keeps.
 func TestHurry(t *testing.T) {
 	for _, tc := range []struct {
-		name       string
-		own, given int // nice values; given in the middle of an attach, hurryNice: none is
+		name        string
+		own, middle int // nice values, middle in the middle of an attach
+		given       int // then, by somebody else; hurryNice: none is
 	}{
-		{"default", 0, hurryNice}, {"polite", 7, hurryNice}, {"first already", hurryNice, hurryNice}, {"reniced meanwhile", 0, 3},
+		{"default", 0, hurryNice, hurryNice}, {"polite", 7, 7, hurryNice}, {"first already", hurryNice, hurryNice, hurryNice},
+		{"reniced meanwhile", 0, hurryNice, 3},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := startCrash(t, "poll", 0)
@@ -47,8 +52,8 @@ func TestHurry(t *testing.T) {
 				close(reports)
 			}()
 			eventually(t, "the middle of an attach", func() bool { return done(marker) })
-			if n := niceOfThread(t, v.pid); n != hurryNice {
-				t.Errorf("nice value %d in the middle of an attach, want %d", n, hurryNice)
+			if n := niceOfThread(t, v.pid); n != tc.middle {
+				t.Errorf("nice value %d in the middle of an attach, want %d", n, tc.middle)
 			}
 			want := tc.own
 			if tc.given != hurryNice {
@@ -60,24 +65,82 @@ func TestHurry(t *testing.T) {
 			if rep := <-reports; rep.Count(Reaped) == 0 {
 				t.Errorf("nothing was reaped: %+v", rep)
 			}
-			if n := niceOfThread(t, v.pid); n != want {
-				t.Errorf("nice value %d after the attach, want %d", n, want)
+			v.nice = want
+			v.ownSched(v.pid)
+		})
+	}
+}
+
+// Where a request allows several attaches the thread goes first from the first of them to the end of the last, unless what it forks then
+// could inherit something.
+func TestHurryLasts(t *testing.T) {
+	for _, tc := range []struct {
+		name         string
+		own, between int // nice values
+		policy       int
+	}{
+		{"default", 0, hurryNice, schedOther}, {"polite", 7, 7, schedOther}, {"resets its children itself", 0, 0, schedOther | resetOnFork},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := startCrash(t, "poll", 0)
+			v.nice, v.some = tc.own, 4
+			if err := errors.Join(unix.Setpriority(unix.PRIO_PROCESS, int(v.pid), tc.own), setPolicy(int(v.pid), tc.policy)); err != nil {
+				t.Fatal(err)
+			}
+			marker := filepath.Join(t.TempDir(), "held")
+			c := hookedClient("between", "1", deedHold, marker)
+			defer c.Close()
+			zs := v.take(100)
+			reports := make(chan Report, 1)
+			go func() {
+				for !done(marker) && t.Context().Err() == nil {
+					rep, _ := v.reapDying(c, zs)
+					if done(marker) {
+						reports <- rep
+					}
+				}
+				close(reports)
+			}()
+			eventually(t, "the time between two attaches", func() bool { return done(marker) })
+			if n := niceOfThread(t, v.pid); n != tc.between {
+				t.Errorf("nice value %d between two attaches, want %d", n, tc.between)
+			}
+			// What it forks meanwhile is as it would be without us.
+			v.usr1++
+			unix.Kill(int(v.pid), unix.SIGUSR1)
+			if got, want := v.expect("back"), v.well(); got != want {
+				t.Errorf("PID 1 says %s, want %s", got, want)
+			}
+			if rep := <-reports; rep.Count(Reaped) == 0 {
+				t.Errorf("nothing was reaped: %+v", rep)
+			}
+			if n := niceOfThread(t, v.pid); n != tc.own {
+				t.Errorf("nice value %d after the request, want %d", n, tc.own)
+			}
+			if policy, err := policyOf(int(v.pid)); err != nil || policy != tc.policy {
+				t.Errorf("policy %#x after the request, want %#x; %v", policy, tc.policy, err)
 			}
 		})
 	}
 }
 
-// A worker that dies leaves no thread with a nice value that is not its own; crashVictim.check looks at it, here with another than the
-// default.
+// A worker that dies leaves no thread with a nice value that is not its own; crashVictim.check looks at it, here also with another than the
+// default, and where it was to last.
 func TestHurryOfTheDead(t *testing.T) {
-	for _, step := range []string{"entry", "swapped", "unmasked"} {
-		t.Run(step, func(t *testing.T) {
+	for _, tc := range []struct {
+		step, at   string
+		nice, some int
+	}{
+		{"entry", "1", 7, 0}, {"swapped", "1", 7, 0}, {"unmasked", "1", 7, 0},
+		{"entry", "1", 0, 4}, {"swapped", "2", 0, 4}, {"between", "1", 0, 4}, {"between", "2", 0, 4},
+	} {
+		t.Run(fmt.Sprintf("%s %s nice %d attaches %d", tc.step, tc.at, tc.nice, tc.some), func(t *testing.T) {
 			v := startCrash(t, "poll", 0)
-			v.nice = 7
+			v.nice, v.some = tc.nice, tc.some
 			if err := unix.Setpriority(unix.PRIO_PROCESS, int(v.pid), v.nice); err != nil {
 				t.Fatal(err)
 			}
-			v.outlives(step, "1", deedDie)
+			v.outlives(tc.step, tc.at, deedDie)
 		})
 	}
 }

@@ -20,6 +20,7 @@ const (
 	phaseIdle     phase = iota // nobody is traced
 	phaseAttached              // a thread may be traced; its registers and signal mask are its own
 	phaseArmed                 // registers and mask may be exchanged at any moment; what is needed to restore them is there
+	phaseHurried               // nobody is traced; a thread is hurried
 )
 
 // journalPage is the content of a journal. The worker writes it with plain stores into shared memory, so that it costs
@@ -43,12 +44,9 @@ type journalPage struct {
 	end       registers    // entry, with the result that has the kernel restart the call or end it
 	// 1: a recovery owes the process the stop by somebody else that it has ended. Last, so that the layout of older builds holds.
 	restop atomic.Uint32
-	// The thread's own nice value, plus niceGiven; 0: it has that.
-	nice atomic.Int32
+	// 1: the thread's nice value, and what it does at a fork(2), may not be its own (hurry).
+	hurried atomic.Uint32
 }
-
-// niceGiven makes a nice value, -20 to 19, something else than 0.
-const niceGiven = 100
 
 var _ = [1]struct{}{}[max(0, int(unsafe.Sizeof(journalPage{}))-journalSize)]
 
@@ -80,7 +78,6 @@ func (j *Journal) attached(pid, tid procfs.HostPID, started, born uint64, isInit
 	p.woken.Store(0)
 	p.otherStop.Store(0)
 	p.restop.Store(0)
-	p.nice.Store(0)
 	p.phase.Store(uint32(phaseAttached))
 }
 
@@ -118,22 +115,30 @@ func (j *Journal) foreignStop() {
 	}
 }
 
-// lend says that the thread's nice value is about to be another than its own, giveBack that it is its own again.
-func (j *Journal) lend(own int) {
+// lend says that the thread is about to be hurried, giveBack that it is no more.
+func (j *Journal) lend() {
 	if j != nil {
-		j.page.nice.Store(int32(own + niceGiven))
+		j.page.hurried.Store(1)
 	}
 }
 
 func (j *Journal) giveBack() {
-	if j != nil {
-		j.page.nice.Store(0)
+	if j == nil {
+		return
 	}
+	j.page.hurried.Store(0)
+	j.page.phase.CompareAndSwap(uint32(phaseHurried), uint32(phaseIdle))
 }
 
+// close ends the journal of an attach. What has been lent for longer stays open.
 func (j *Journal) close() {
-	if j != nil {
-		j.page.phase.Store(uint32(phaseIdle))
-		j.page.restop.Store(0)
+	if j == nil {
+		return
 	}
+	end := phaseIdle
+	if j.page.hurried.Load() == 1 {
+		end = phaseHurried
+	}
+	j.page.phase.Store(uint32(end))
+	j.page.restop.Store(0)
 }

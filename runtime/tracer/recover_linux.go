@@ -62,12 +62,13 @@ func (m *mender) run() error {
 		if err != nil {
 			return err
 		}
-		// First of all, for a thread that runs may make children.
-		if n := m.j.nice.Load(); n != 0 {
-			restoreNice(m.t.tid, int(n)-niceGiven)
-			m.j.nice.Store(0)
+		if m.j.hurried.Load() == 1 {
+			unhurry(m.t.tid)
+			m.j.hurried.Store(0)
 		}
 		switch {
+		case phase(m.j.phase.Load()) == phaseHurried:
+			return nil
 		case st.TracerPid != 0:
 			// The dead worker's hold ends before anybody can learn of its death, so this is somebody else.
 			err = fmt.Errorf("thread %d is traced by process %d", m.t.tid, st.TracerPid)

@@ -8,6 +8,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -106,6 +108,20 @@ static void *sibling(void *arg)
 	long n = read(fds[0], &c, 1); // for ever
 	dprintf(1, "error sibling: read returned %ld\n", n);
 	_exit(98);
+}
+
+// heirs says what a child inherits: its nice value, and whether it would pass that on.
+static void heirs(int *nice, int *resets)
+{
+	int status;
+	pid_t child = xfork();
+	if (child == 0)
+		_exit((getpriority(PRIO_PROCESS, 0) + 20) | (sched_getscheduler(0) & SCHED_RESET_ON_FORK ? 64 : 0));
+	while (waitpid(child, &status, 0) < 0)
+		if (errno != EINTR)
+			die("waitpid");
+	*nice = (WEXITSTATUS(status) & 63) - 20;
+	*resets = WEXITSTATUS(status) >> 6;
 }
 
 int main(int argc, char **argv)
@@ -236,7 +252,9 @@ int main(int argc, char **argv)
 		if (eintr && ret == -EINTR && !bad && usr1 == seen)
 			continue;
 		seen = usr1;
-		dprintf(1, "back ret %ld regs %s mask %s own %s usr1 %d cont %d\n", ret, bad ? "bad" : "ok",
-			memcmp(&mask, &mask2, 8) ? "bad" : "ok", own_ok ? "ok" : "bad", usr1, conts);
+		int nice, resets;
+		heirs(&nice, &resets);
+		dprintf(1, "back ret %ld regs %s mask %s own %s usr1 %d cont %d child nice %d resets %d\n", ret, bad ? "bad" : "ok",
+			memcmp(&mask, &mask2, 8) ? "bad" : "ok", own_ok ? "ok" : "bad", usr1, conts, nice, resets);
 	}
 }
