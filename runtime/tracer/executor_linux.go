@@ -85,7 +85,7 @@ func (e *executor) perform(req Request) Report {
 // attempt makes as many attaches as the request allows and has zombies for.
 func (e *executor) attempt(req Request, rep *Report) {
 	allowed := max(1, req.Attaches)
-	rest := e.rest(req, time.Now().Add(req.Rest))
+	rest := e.rest(req.PID, time.Now().Add(req.Rest))
 	end := rest.until.Add(maxRun)
 	f := newLiveFacts(e.look, req)
 	defer f.close()
@@ -96,10 +96,15 @@ func (e *executor) attempt(req Request, rep *Report) {
 		e.attachOnce(req, f, &t, min(want, most), rest, &one)
 		rep.add(one)
 		until := time.Now().Add(RestAfter(one.Stopped))
+		allowed--
+		over := one.Reason != "" || !one.Attached || allowed == 0 || time.Now().After(end)
+		if !over {
+			e.awaitBack(req.PID, one.TID)
+			rest = e.rest(req.PID, until)
+		}
 		done := settle(f, &t, rep.Results)
 		left := t.left()
-		allowed--
-		if one.Reason != "" || !one.Attached || allowed == 0 || left == 0 && t.examined == len(req.Zombies) || time.Now().After(end) {
+		if over || left == 0 && t.examined == len(req.Zombies) {
 			return
 		}
 		// As many as before, and a few more, so that it can turn out to be faster: what is not come to stays prepared.
@@ -108,7 +113,6 @@ func (e *executor) attempt(req Request, rep *Report) {
 		}
 		want = max(want, minWanted)
 		e.step("between")
-		rest = e.rest(req, until) // not earlier: what PID 1 has run before is its way back to its call
 	}
 }
 
@@ -229,9 +233,21 @@ type rest struct {
 	known bool
 }
 
+// awaitBack gives a thread that has just been let go the time to be back in its call, which is no use for a rest: on our CPU, it gets
+// nowhere while we work.
+func (e *executor) awaitBack(pid, tid procfs.HostPID) {
+	const looks, between = 4, 50 * time.Microsecond
+	for range looks {
+		nap(time.Now().Add(between))
+		if sc, err := e.look.proc.ThreadSyscall(pid, tid); err != nil || !sc.Running {
+			return
+		}
+	}
+}
+
 // rest begins one.
-func (e *executor) rest(req Request, until time.Time) rest {
-	r := rest{look: e.look, pid: req.PID, until: until}
+func (e *executor) rest(pid procfs.HostPID, until time.Time) rest {
+	r := rest{look: e.look, pid: pid, until: until}
 	if time.Now().Before(until) { // else nobody asks
 		r.count()
 	}
