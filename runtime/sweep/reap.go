@@ -220,7 +220,7 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		return reaped, undone, true
 	case transient(report.Reason) && s.quick < quickTries:
 		s.stats.Refusals[report.Reason]++
-		s.batch = max(minBatch, s.batch/2)
+		s.batch, s.attaches = max(minBatch, s.batch/2), max(1, f.attaches/2)
 		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
 			s.restUntil = until
 		}

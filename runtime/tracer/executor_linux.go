@@ -97,14 +97,17 @@ func (e *executor) attempt(req Request, rep *Report) {
 		rep.add(one)
 		until := time.Now().Add(RestAfter(one.Stopped))
 		allowed--
-		over := one.Reason != "" || !one.Attached || allowed == 0 || time.Now().After(end)
-		if !over {
+		if one.Attached && req.Attaches > 1 {
 			e.awaitBack(req.PID, one.TID)
-			rest = e.rest(req.PID, until)
 		}
+		rest = e.rest(req.PID, until)
 		done := settle(f, &t, rep.Results)
 		left := t.left()
-		if over || left == 0 && t.examined == len(req.Zombies) {
+		switch {
+		case !one.Attached, allowed == 0, left == 0 && t.examined == len(req.Zombies), time.Now().After(end):
+			return
+		case one.Reason == ReasonSignal && done > 0: // which PID 1 has got, and for what it does then there is the rest
+		case one.Reason != "":
 			return
 		}
 		// As many as before, and a few more, so that it can turn out to be faster: what is not come to stays prepared.
