@@ -129,15 +129,50 @@ const namesAtOnce = 1024
 
 // EachPID calls f for each process, in no order that means anything, until f returns false.
 func (p *FS) EachPID(f func(HostPID) bool) error {
+	_, err := p.EachPIDFrom(0, f)
+	return err
+}
+
+// Mark is a place in the list of all processes, which is in the order of their numbers; 0 is its beginning.
+type Mark int64
+
+// EachPIDFrom calls f for each process from a place in the list on, until f returns false, and returns the place of the last for which it
+// was called. From there on are those that have been forked since, until the kernel begins again with the low numbers (kernel.pid_max in
+// proc_sys_kernel(5)). Where the list has no places the whole of it is read, and 0 is returned.
+func (p *FS) EachPIDFrom(from Mark, f func(HostPID) bool) (last Mark, err error) {
 	dir, err := p.fsys.Open(".")
 	if err != nil {
-		return wrap("open", "the root of proc", err)
+		return 0, wrap("open", "the root of proc", err)
 	}
 	defer dir.Close()
+	last = from
+	err = readNames(dir, from, func(name []byte, at Mark) bool {
+		n, err := strconv.Atoi(string(name))
+		if err != nil {
+			return true
+		}
+		last = at
+		return f(HostPID(n))
+	})
+	if err != nil {
+		return last, wrap("read", "the root of proc", err)
+	}
+	return last, nil
+}
+
+// readNames calls f for each name in a directory from a place on, until f returns false.
+func readNames(dir fs.File, from Mark, f func(name []byte, at Mark) bool) error {
+	if d, ok := dir.(interface{ Fd() uintptr }); ok && direct {
+		return readDirents(d.Fd(), from, f)
+	}
+	d, ok := dir.(fs.ReadDirFile)
+	if !ok {
+		return errors.ErrUnsupported
+	}
 	for {
-		names, err := readNames(dir, namesAtOnce)
-		for _, name := range names {
-			if n, nerr := strconv.Atoi(name); nerr == nil && !f(HostPID(n)) {
+		entries, err := d.ReadDir(namesAtOnce)
+		for _, e := range entries {
+			if !f([]byte(e.Name()), 0) {
 				return nil
 			}
 		}
@@ -145,24 +180,9 @@ func (p *FS) EachPID(f func(HostPID) bool) error {
 			return nil
 		}
 		if err != nil {
-			return wrap("read", "the root of proc", err)
+			return err
 		}
 	}
-}
-
-// readNames reads the next names of a directory, with io.EOF at its end, and does without the types of the files where it can.
-func readNames(dir fs.File, n int) (names []string, err error) {
-	switch d := dir.(type) {
-	case interface{ Readdirnames(int) ([]string, error) }:
-		return d.Readdirnames(n)
-	case fs.ReadDirFile:
-		entries, err := d.ReadDir(n)
-		for _, e := range entries {
-			names = append(names, e.Name())
-		}
-		return names, err
-	}
-	return nil, errors.ErrUnsupported
 }
 
 // ThreadChildren reads /proc/<pid>/task/<tid>/children: the children, living and zombie, that hang on this thread. The

@@ -1,6 +1,9 @@
 package procfs
 
 import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -115,6 +118,49 @@ func (f directFile) read(p []byte) (int, error) {
 func (f directFile) Close() error {
 	_, err := f.blocking.syscall(unix.SYS_CLOSE, f.fd, 0, 0, 0)
 	return err
+}
+
+// readDirents reads the directory of a file descriptor from a place on, a telldir(3).
+func readDirents(fd uintptr, from Mark, f func(name []byte, at Mark) bool) error {
+	if _, err := unix.Seek(int(fd), int64(from), io.SeekStart); err != nil {
+		return err
+	}
+	buf := make([]byte, 32*namesAtOnce)
+	for {
+		n, err := unix.ReadDirent(int(fd), buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return err
+		}
+		var more bool
+		if from, more, err = parseDirents(buf[:n], from, f); err != nil || !more {
+			return err
+		}
+	}
+}
+
+// parseDirents calls f for each struct linux_dirent64 (getdents(2)), until it returns false: 8 bytes of inode, 8 of the place of the next
+// entry, 2 of its own length, one of its type, and a name that ends with a zero byte. The first is at the place at.
+func parseDirents(b []byte, at Mark, f func(name []byte, at Mark) bool) (next Mark, more bool, err error) {
+	const header = 19
+	for len(b) > 0 {
+		if len(b) < header {
+			return at, false, fmt.Errorf("directory entry: %d bytes", len(b))
+		}
+		size := int(binary.NativeEndian.Uint16(b[16:]))
+		if size < header || size > len(b) {
+			return at, false, fmt.Errorf("directory entry: %d bytes, of %d", size, len(b))
+		}
+		name, _, _ := bytes.Cut(b[header:size], []byte{0})
+		if !f(name, at) {
+			return at, false, nil
+		}
+		at = Mark(binary.NativeEndian.Uint64(b[8:]))
+		b = b[size:]
+	}
+	return at, true, nil
 }
 
 // DirectFS returns the files below dir, a directory of a file system whose files the kernel makes when they are read (proc, cgroup).

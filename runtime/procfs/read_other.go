@@ -22,5 +22,7 @@ func readDirect(string, []byte, blocking) ([]byte, error) { return nil, errors.E
 
 func openDirect(string, blocking) (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
 
+func readDirents(uintptr, Mark, func([]byte, Mark) bool) error { return errors.ErrUnsupported }
+
 // DirectFS returns the files below dir.
 func DirectFS(dir string) fs.FS { return os.DirFS(dir) }

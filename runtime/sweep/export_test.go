@@ -10,12 +10,17 @@ func (s *Sweeper) SetLimits(look, tracked, useless, verify int) {
 // Tracked returns how many zombies are remembered.
 func (s *Sweeper) Tracked() int { return len(s.zombies) }
 
+// InFlight returns how many requests are under way.
+func (s *Sweeper) InFlight() int { return len(s.flights) }
+
 // MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal,
-// GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done.
+// GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done, MaxReap how long a sweep
+// goes on with its requests.
 const (
 	MaxStop    = maxStop
 	MaxBatch   = tracer.MaxBatch
 	QuickFirst = quickFirst
 	LookBeside = lookBeside
 	GatherFor  = gatherFor
+	MaxReap    = maxReap
 )

@@ -2,6 +2,7 @@ package sweep_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -406,6 +407,95 @@ func TestRoomBetweenAttaches(t *testing.T) {
 	if n := len(r.requests); n > len(stops)/2 {
 		t.Errorf("%d requests for %d attaches", n, len(stops))
 	}
+}
+
+// Where there is much to be done the next request is there before the answer to the last has been dealt with, and a sweep ends with two under
+// way. No zombie is asked for twice, nobody is asked for two things at a time, and all answers are heard.
+func TestAhead(t *testing.T) {
+	const zombies = 900
+	type bench struct {
+		*pid1
+		s       *sweep.Sweeper
+		asked   atomic.Int64 // zombies
+		started atomic.Int64 // requests
+		open    func()       // lets the third request and those after it go on
+	}
+	begin := func(t *testing.T) *bench {
+		b := &bench{pid1: startHerd(t)}
+		b.herd("adopted", zombies)
+		b.aged()
+		gate := make(chan struct{})
+		b.open = sync.OnceFunc(func() { close(gate) })
+		t.Cleanup(b.open)
+		var busy atomic.Int64
+		r := &recorder{answer: func(req tracer.Request) tracer.Report {
+			if busy.Add(1) > 1 {
+				t.Error("asked for two things at a time")
+			}
+			defer busy.Add(-1)
+			b.asked.Add(int64(len(req.Zombies)))
+			if b.started.Add(1) < 3 {
+				time.Sleep(sweep.MaxReap * 3 / 5)
+			} else {
+				<-gate
+			}
+			return answerAll(tracer.Reaped, "")(req)
+		}}
+		b.s, _ = b.sweeper(r, 0)
+		b.s.SetCgroups(nil)
+		return b
+	}
+	// first is a sweep that ends with a request under way.
+	first := func(t *testing.T, b *bench) int {
+		t.Helper()
+		res := mustSweep(t, b.s)
+		if len(res.Reaped) == 0 || !res.More || b.s.InFlight() == 0 || b.s.Tracked() != zombies-len(res.Reaped) {
+			t.Fatalf("%d reaped, more %v, %d in flight, %d left", len(res.Reaped), res.More, b.s.InFlight(), b.s.Tracked())
+		}
+		testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+			return b.started.Load() == 3, fmt.Sprintf("%d requests are under way or answered, want 3", b.started.Load())
+		})
+		return len(res.Reaped)
+	}
+	t.Run("goes on", func(t *testing.T) {
+		b := begin(t)
+		seen := first(t, b)
+		b.open()
+		for seen < zombies {
+			before := seen
+			if seen += len(mustSweep(t, b.s).Reaped); seen == before {
+				t.Fatalf("%d of %d reaped, and no more", seen, zombies)
+			}
+		}
+		if n := b.asked.Load(); n != zombies || seen != zombies || b.s.Tracked() != 0 {
+			t.Errorf("%d asked for, %d reaped, %d left, of %d", n, seen, b.s.Tracked(), zombies)
+		}
+	})
+	t.Run("somebody asks", func(t *testing.T) {
+		b := begin(t)
+		seen := first(t, b)
+		b.open()
+		res, err := b.s.SweepNow(context.Background())
+		if err != nil || b.s.InFlight() != 0 || b.asked.Load() != int64(seen+len(res.Reaped)) {
+			t.Errorf("%d asked for, %d and %d reaped, %d in flight, %v", b.asked.Load(), seen, len(res.Reaped), b.s.InFlight(), err)
+		}
+	})
+	t.Run("PID 1 ends", func(t *testing.T) {
+		b := begin(t)
+		seen := first(t, b)
+		if err := b.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = b.cmd.Wait()
+		b.open()
+		res, err := b.s.Sweep(context.Background())
+		if err != nil || !res.More || b.asked.Load() != int64(seen+len(res.Reaped)) {
+			t.Errorf("%d asked for, %d and %d reaped, more %v, %v", b.asked.Load(), seen, len(res.Reaped), res.More, err)
+		}
+		if _, err := b.s.Sweep(context.Background()); !errors.Is(err, sweep.ErrInitGone) {
+			t.Errorf("then %v, want %v", err, sweep.ErrInitGone)
+		}
+	})
 }
 
 // A signal for PID 1 ends an attach. As long as the attaches get somewhere the next one comes at once, and smaller.

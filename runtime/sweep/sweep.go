@@ -541,10 +541,12 @@ func (s *Sweeper) remember(z *zombie) {
 	s.fresh = append(s.fresh, z)
 }
 
-// strangers are processes that were no zombie children of PID 1, since a time.
+// strangers are processes that were no zombie children of PID 1, since a time. Mark is behind them in the list of all processes: 0 if
+// they have not all been seen.
 type strangers struct {
 	pids  map[procfs.HostPID]struct{}
 	since time.Time
+	mark  procfs.Mark
 }
 
 // besideLook is a look for zombies that are not known yet, which goes on while others are reaped. It finds out nothing about those that
@@ -552,22 +554,29 @@ type strangers struct {
 type besideLook struct {
 	done  chan struct{} // closed at its end; what follows is read after that
 	found []*zombie
+	mark  procfs.Mark
 	err   error
 }
 
 // lookBeside begins a look at the list of the leader, which is where adopted children hang. If there is no other thread, it goes over all
-// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need.
+// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. And
+// over those that are new only, as long as there are any: in the kernel's order they are the last.
 func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
-	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
-	for pid := range s.zombies {
-		known[pid] = struct{}{}
+	alone := leader.NumThreads == 1
+	if !alone || now.Sub(s.strangers.since) >= strangersFor {
+		s.strangers = strangers{pids: make(map[procfs.HostPID]struct{}), since: now}
 	}
-	if now.Sub(s.strangers.since) >= strangersFor {
-		s.strangers = strangers{make(map[procfs.HostPID]struct{}), now}
+	from := s.strangers.mark
+	var known map[procfs.HostPID]struct{}
+	if from == 0 {
+		known = make(map[procfs.HostPID]struct{}, len(s.zombies))
+		for pid := range s.zombies {
+			known[pid] = struct{}{}
+		}
 	}
 	b := &besideLook{done: make(chan struct{})}
 	s.beside, s.looked = b, now
-	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
+	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(s.zombies), s.strangers.pids // until done nobody else has these
 	go func() {
 		defer close(b.done)
 		child := func(pid procfs.HostPID) bool {
@@ -592,8 +601,8 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 			}
 			return true
 		}
-		if leader.NumThreads == 1 {
-			b.err = s.cfg.Proc.EachPID(child)
+		if alone {
+			b.mark, b.err = s.cfg.Proc.EachPIDFrom(from, child)
 		} else {
 			b.err = s.cfg.Proc.EachChild(init, init, child)
 		}
@@ -612,10 +621,15 @@ func (s *Sweeper) take(wait bool) error {
 		<-b.done
 	}
 	s.beside = nil
+	known := len(s.zombies)
 	for _, z := range b.found {
 		if s.zombies[z.pid] == nil {
 			s.remember(z)
 		}
+	}
+	// Where nothing is new the kernel may have begun again with the low numbers.
+	if s.strangers.mark = b.mark; len(s.zombies) == known {
+		s.strangers.mark = 0
 	}
 	if errors.Is(b.err, procfs.ErrVanished) || errors.Is(b.err, procfs.ErrNoChildren) {
 		return nil // the next sweep finds out, or looks elsewhere

@@ -178,6 +178,7 @@ func TestWorkerEndsWithItsInput(t *testing.T) {
 	if built.workerErr != nil {
 		t.Fatal(built.workerErr)
 	}
+	own, _ := os.ReadFile("/proc/self/autogroup")
 	for _, tc := range []struct {
 		name, input string
 		ok          bool
@@ -195,6 +196,10 @@ func TestWorkerEndsWithItsInput(t *testing.T) {
 		if (err == nil) != tc.ok || tc.ok != (len(out) == 0) {
 			t.Errorf("%s: %v, output %q", tc.name, err, out)
 		}
+	}
+	// It was started in our session.
+	if now, _ := os.ReadFile("/proc/self/autogroup"); string(now) != string(own) {
+		t.Errorf("our own autogroup was %q and is %q", own, now)
 	}
 }
 

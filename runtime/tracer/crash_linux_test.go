@@ -42,6 +42,7 @@ const (
 	deedStarve = "starve" // leave the thread next to no CPU time, then die
 	deedHold   = "hold"   // go on after a while
 	deedCont   = "cont"   // a SIGCONT from outside for the process, then go on
+	deedTell   = "tell"   // a signal for the thread, then go on
 )
 
 const holdFor = 300 * time.Millisecond
@@ -143,6 +144,9 @@ func do(deed string, j *Journal) {
 		return
 	case deedCont:
 		unix.Kill(pid, unix.SIGCONT)
+		return
+	case deedTell:
+		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 		return
 	case deedUSR1:
 		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)

@@ -35,7 +35,9 @@ func Harden() {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	// What waits for a CPU while PID 1 stands still must not wait for long, least of all for what leaks.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, priority)
-	_ = os.WriteFile("/proc/self/autogroup", strconv.AppendInt(nil, priority, 10), 0)
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() { // started by hand, that is the session of a shell
+		_ = os.WriteFile("/proc/self/autogroup", strconv.AppendInt(nil, priority, 10), 0)
+	}
 	// On fault, or the Go runtime's reservations would all become memory (mlock2(2), Linux 4.4).
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 	// The runtime's watching thread (sysmon) naps for 20 µs at a time while this one is at work, for others that are none here.

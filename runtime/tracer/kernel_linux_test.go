@@ -919,6 +919,28 @@ func TestSeveralAttaches(t *testing.T) {
 	v.expect("woken")
 }
 
+// A signal for PID 1 ends one attach and not the request: PID 1 has got it, and has the rest for what it does then.
+func TestSignalBetweenAttaches(t *testing.T) {
+	v := startCrash(t, "poll", 0)
+	marker := filepath.Join(t.TempDir(), "told")
+	c := hookedClient("swapped", "1", deedTell, marker)
+	defer c.Close()
+	req := v.request(v.take(crashBatch)...)
+	req.Attaches = 4
+	rep := reap(t, c, req)
+	if !done(marker) {
+		t.Fatalf("nothing was reaped: %+v", rep)
+	}
+	if rep.Attaches < 2 || rep.Count(Reaped) < 2 {
+		t.Errorf("%d attaches, %d reaped, %q", rep.Attaches, rep.Count(Reaped), rep.Reason)
+	}
+	v.usr1++
+	if got, want := v.expect("back"), v.well(); got != want {
+		t.Errorf("PID 1 says %s, want %s", got, want)
+	}
+	v.check()
+}
+
 // rested has a zombie reaped after a rest, and returns how long that took.
 func rested(t *testing.T, c *Client, v *victim, rest time.Duration, z Zombie) (time.Duration, Report) {
 	t.Helper()
