@@ -950,14 +950,22 @@ static pid_t own_child(void)
 	return p;
 }
 
+// orphans makes zombies. They are dead when it returns: a SIGCHLD that came later, while pthread_create has all signals blocked, would be
+// kept, and interrupt what the new thread sits in.
 static void orphans(int n)
 {
 	pid_t mid = xfork();
 	if (mid == 0) {
+		pid_t *pids = calloc(n, sizeof *pids);
 		setsid();
 		for (int i = 0; i < n; i++)
-			if (xfork() == 0)
+			if ((pids[i] = xfork()) == 0)
 				_exit(ORPHAN_CODE);
+		for (int i = 0; i < n; i++) {
+			siginfo_t si;
+			if (waitid(P_PID, pids[i], &si, WEXITED | WNOWAIT))
+				die("waitid");
+		}
 		_exit(0);
 	}
 	while (waitpid(mid, NULL, 0) < 0)
