@@ -62,8 +62,8 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	return reaped, false
 }
 
-// ahead returns how many requests may be under way. Where there is much to be done the next one is ready when the Reaper has answered, which
-// need not wait while we are busy with the answer, or wait for a CPU ourselves.
+// ahead returns how many requests may be under way. Where there is much to be done the Reaper is given the next one before it has answered,
+// and need not wait while we are busy with the answer, or wait for a CPU ourselves.
 func (s *Sweeper) ahead() int {
 	if s.attaches > 1 && !s.impatient {
 		return 2
@@ -77,13 +77,6 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 		s.refuse(tracer.ReasonFrozen, "the container's cgroup is frozen", retryFirst, retryMax)
 		return 0
 	}
-	attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
-	size := min(len(due), s.batch*attaches, tracer.MaxZombies)
-	f := &flight{
-		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), attaches: attaches, more: len(due) > size,
-		done: make(chan struct{}),
-	}
-	req := s.prepare(f)
 	rest := max(0, time.Until(s.restUntil))
 	if more := rest - tracer.MaxRest; more > 0 {
 		select {
@@ -92,21 +85,23 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 		case <-time.After(more):
 		}
 	}
-	req.Running = s.overdue(f.batch[0], s.cfg.Now())
-	var first *flight
-	if len(s.flights) > 0 {
-		first = s.flights[len(s.flights)-1]
+	attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
+	size := min(len(due), s.batch*attaches, tracer.MaxZombies)
+	f := &flight{
+		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), attaches: attaches, more: len(due) > size,
+		done: make(chan struct{}),
 	}
+	req := s.prepare(f)
+	req.Rest = min(rest, tracer.MaxRest)
+	req.Running = s.overdue(f.batch[0], s.cfg.Now())
 	s.flights = append(s.flights, f)
+	begun := make(chan struct{})
 	go func() {
 		defer close(f.done)
-		if first != nil {
-			<-first.done
-			rest = tracer.RestAfter(first.report.Stopped)
-		}
-		req.Rest = min(rest, tracer.MaxRest)
+		close(begun)
 		f.report, f.err = s.cfg.Reaper.Reap(ctx, req)
 	}()
+	<-begun // or the next might come before it
 	return size
 }
 

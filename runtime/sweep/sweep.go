@@ -17,7 +17,7 @@ import (
 // ErrInitGone is returned by Sweep when PID 1 of the namespace has ended: there is nothing left to watch.
 var ErrInitGone = errors.New("pid 1 of the namespace has ended")
 
-// Reaper makes PID 1 reap zombies. [tracer.Client] is one.
+// Reaper makes PID 1 reap zombies, request after request: it may be given the next one before it has answered. [tracer.Client] is one.
 type Reaper interface {
 	Reap(ctx context.Context, req tracer.Request) (tracer.Report, error)
 }

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/fstest"
@@ -147,13 +148,16 @@ func (p *pid1) expect(prefix string) {
 	}
 }
 
-// recorder is a Reaper that notes what it is asked and answers what answer says.
+// recorder is a Reaper that notes what it is asked and answers what answer says, one after the other.
 type recorder struct {
+	mu       sync.Mutex
 	requests []tracer.Request
 	answer   func(tracer.Request) tracer.Report
 }
 
 func (r *recorder) Reap(_ context.Context, req tracer.Request) (tracer.Report, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.requests = append(r.requests, req)
 	if r.answer == nil {
 		return tracer.Report{}, errors.New("not asked for in this test")

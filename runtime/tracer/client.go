@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,10 @@ import (
 const (
 	// defaultDeadline bounds a Reap whose context has no deadline. The worker's own deadlines add up to less.
 	defaultDeadline = 5 * time.Second
+	// maxGiven is how many requests a worker is given: the one that it works at, and the next.
+	maxGiven = 2
+	// pipeSize holds what is written of them, and of their reports, with MaxZombies/2 zombies each: whoever writes need not wait for the other.
+	pipeSize = 1 << 18
 	// killGrace is how long a worker that has been told to end (end of its standard input) may take before it is
 	// killed. Killing is the last resort: between the swap of a system call and its restoration it stops PID 1 until
 	// another process has put things right. The worker gives up by itself long before.
@@ -33,13 +38,14 @@ const (
 var ErrClosed = errors.New("tracer client closed")
 
 // Client has the requests of one caller carried out by a worker process, which it starts when the first request comes and
-// again whenever the last one has ended. All methods may be called from any goroutine; requests are served one at a time.
+// again whenever the last one has ended. All methods may be called from any goroutine; requests are served one at a time, in the order in
+// which they come. The worker is given the next one before it has answered, so that it need not wait for us, who may have to wait for a CPU.
 type Client struct {
 	path        string
 	args        []string
 	recoverArgs []string // tests replace it
 
-	busy chan struct{} // holds one token while a request is served
+	slots chan struct{} // holds one for each request that a worker has been given
 
 	mu      sync.Mutex // guards what follows; taken only for moments
 	w       *worker
@@ -52,7 +58,7 @@ type Client struct {
 
 // NewClient returns a client whose workers are started from the executable path with args. Nothing is started yet.
 func NewClient(path string, args ...string) *Client {
-	return &Client{path: path, args: args, recoverArgs: []string{"-recover"}, busy: make(chan struct{}, 1)}
+	return &Client{path: path, args: args, recoverArgs: []string{"-recover"}, slots: make(chan struct{}, maxGiven)}
 }
 
 // Recovered returns how many workers have died in the middle of an attach, so that something had to be put back.
@@ -88,8 +94,8 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 		defer cancel()
 	}
 	select {
-	case c.busy <- struct{}{}:
-		defer func() { <-c.busy }()
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
 	case <-ctx.Done():
 		return Report{}, fmt.Errorf("reap in pid %d: wait for an earlier request: %w", req.PID, ctx.Err())
 	}
@@ -201,9 +207,12 @@ type worker struct {
 	stdin    *os.File
 	stdout   *os.File
 	stderr   *os.File
-	in       *bufio.Reader
 	journal  *Journal
-	exited   chan struct{} // closed when the process is gone and what it had left behind is put back
+	order    sync.Mutex         // of writing a request and of waiting for its report
+	given    chan chan<- []byte // who waits for a report, in that order
+	ended    chan struct{}      // closed when there will be no more reports
+	why      error              // set then
+	exited   chan struct{}      // closed when the process is gone and what it had left behind is put back
 	once     sync.Once
 	words    string // guarded by once
 	retiring bool   // guarded by Client.mu
@@ -254,10 +263,14 @@ func (c *Client) startWorker() (*worker, error) {
 	stderrW.Close()
 	w := &worker{
 		cmd: cmd, stdin: stdinW, stdout: stdoutR, stderr: stderrR,
-		in:      bufio.NewReaderSize(stdoutR, maxLine),
 		journal: journal,
+		given:   make(chan chan<- []byte, maxGiven),
+		ended:   make(chan struct{}),
 		exited:  make(chan struct{}),
 	}
+	enlarge(stdinW)
+	enlarge(stdoutR)
+	go w.listen()
 	go func() {
 		// Who reaps it does not matter: in a shim that waits for all its children this is an ECHILD.
 		_ = cmd.Wait()
@@ -302,27 +315,64 @@ func (c *Client) recover(journal *Journal, file *os.File) {
 	}
 }
 
-// setDeadline bounds reads and writes. Its only error is that the pipe is closed, which the read or write will say.
-func (w *worker) setDeadline(at time.Time) {
-	_ = w.stdin.SetDeadline(at)
-	_ = w.stdout.SetDeadline(at)
+// ask sends one request and waits for its report.
+func (w *worker) ask(ctx context.Context, line []byte) (Report, error) {
+	mine := make(chan []byte, 1)
+	if err := w.give(ctx, line, mine); err != nil {
+		return Report{}, err
+	}
+	select {
+	case answer := <-mine:
+		return DecodeReport(answer)
+	case <-ctx.Done():
+		return Report{}, ctx.Err()
+	case <-w.ended:
+	}
+	select {
+	case answer := <-mine:
+		return DecodeReport(answer)
+	default:
+		return Report{}, fmt.Errorf("read report: %w", w.why)
+	}
 }
 
-// ask sends one request and reads its report.
-func (w *worker) ask(ctx context.Context, line []byte) (Report, error) {
-	if deadline, ok := ctx.Deadline(); ok {
-		w.setDeadline(deadline)
+// give sends one request, whose report goes to mine.
+func (w *worker) give(ctx context.Context, line []byte, mine chan<- []byte) error {
+	w.order.Lock()
+	defer w.order.Unlock()
+	select {
+	case w.given <- mine:
+	case <-w.ended:
+		return fmt.Errorf("write request: %w", w.why)
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	stop := context.AfterFunc(ctx, func() { w.setDeadline(time.Unix(1, 0)) })
-	defer stop()
+	deadline, _ := ctx.Deadline()
+	_ = w.stdin.SetWriteDeadline(deadline) // its only error is that the pipe is closed, which the write will say
 	if _, err := w.stdin.Write(line); err != nil {
-		return Report{}, deadlineError(fmt.Errorf("write request: %w", err))
+		return deadlineError(fmt.Errorf("write request: %w", err))
 	}
-	answer, err := readLine(w.in)
-	if err != nil {
-		return Report{}, deadlineError(fmt.Errorf("read report: %w", err))
+	return nil
+}
+
+// listen hands on the reports, until the worker ends or says what nobody has asked for.
+func (w *worker) listen() {
+	defer close(w.ended)
+	in := bufio.NewReaderSize(w.stdout, maxLine)
+	for {
+		line, err := readLine(in)
+		if err != nil {
+			w.why = err
+			return
+		}
+		select {
+		case to := <-w.given:
+			to <- bytes.Clone(line)
+		default:
+			w.why = fmt.Errorf("%w: a line that nobody has asked for", errProtocol)
+			return
+		}
 	}
-	return DecodeReport(answer)
 }
 
 // deadlineError makes the pipe's deadline and the context's the same error: either may fire first.

@@ -10,3 +10,5 @@ import (
 var errPipe = os.ErrClosed
 
 func workerAttr() *syscall.SysProcAttr { return nil }
+
+func enlarge(*os.File) {}

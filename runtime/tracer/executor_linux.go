@@ -19,6 +19,9 @@ type executor struct {
 	hand  handover // as the last thread has left it
 	hurry hurry
 	cpus  unix.CPUSet // where the thread may run
+	// For so long this process is left alone: a request that was there before the end of the last cannot know of it.
+	resting      procfs.HostPID
+	restingUntil time.Time
 }
 
 // newExecutor is for the calling OS thread.
@@ -85,7 +88,11 @@ func (e *executor) perform(req Request) Report {
 // attempt makes as many attaches as the request allows and has zombies for.
 func (e *executor) attempt(req Request, rep *Report) {
 	allowed := max(1, req.Attaches)
-	rest := e.rest(req.PID, time.Now().Add(req.Rest))
+	until := time.Now().Add(req.Rest)
+	if e.resting == req.PID && e.restingUntil.After(until) {
+		until = e.restingUntil
+	}
+	rest := e.rest(req.PID, until)
 	end := rest.until.Add(maxRun)
 	f := newLiveFacts(e.look, req)
 	defer f.close()
@@ -95,12 +102,14 @@ func (e *executor) attempt(req Request, rep *Report) {
 		one := Report{Results: rep.Results}
 		e.attachOnce(req, f, &t, min(want, most), rest, &one)
 		rep.add(one)
-		until := time.Now().Add(RestAfter(one.Stopped))
+		if one.Attached {
+			e.resting, e.restingUntil = req.PID, time.Now().Add(RestAfter(one.Stopped))
+		}
 		allowed--
 		if one.Attached && req.Attaches > 1 {
 			e.awaitBack(req.PID, one.TID)
 		}
-		rest = e.rest(req.PID, until)
+		rest = e.rest(req.PID, e.restingUntil)
 		done := settle(f, &t, rep.Results)
 		left := t.left()
 		switch {

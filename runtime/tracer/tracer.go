@@ -25,8 +25,8 @@ const (
 	MaxBatch = 512
 	// MaxAttaches is the largest number of attaches that a request may allow.
 	MaxAttaches = 64
-	// maxRun is how long after its rest a request is given another attach: so long may pass before others' requests are heard.
-	maxRun = 200 * time.Millisecond
+	// maxRun is how long after its rest a request is given another attach: twice that may pass before others' requests are heard.
+	maxRun = 150 * time.Millisecond
 )
 
 // RestAfter returns how long PID 1 is left alone between two attaches of one request, if it has a use for it ([Request.Rest]): longer
@@ -60,7 +60,7 @@ type Request struct {
 	// millisecond go by in which none of its threads ran. The zombies are looked at meanwhile.
 	Rest time.Duration `json:"restNs,omitempty"`
 	// Attaches is how many attaches may be made, with a rest ([RestAfter]) between two of them, for as long as they end for no other reason
-	// than their budget, and for a fifth of a second at most; 0 means one. Where there is very much to be done nobody has to be asked
+	// than their budget or a signal, and for 150 ms at most; 0 means one. Where there is very much to be done nobody has to be asked
 	// after each then. An equal part of the zombies is looked at for the first.
 	Attaches int `json:"attaches,omitempty"`
 	// Running: where no thread is parked, one that runs is stopped as well, and let run until it enters a call that it could be
