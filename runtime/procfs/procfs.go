@@ -129,35 +129,34 @@ const namesAtOnce = 1024
 
 // EachPID calls f for each process, in no order that means anything, until f returns false.
 func (p *FS) EachPID(f func(HostPID) bool) error {
-	_, err := p.EachPIDFrom(0, f)
-	return err
+	return p.EachPIDFrom(0, func(pid HostPID, _ Mark) bool { return f(pid) })
 }
 
 // Mark is a place in the list of all processes, which is in the order of their numbers; 0 is its beginning.
 type Mark int64
 
-// EachPIDFrom calls f for each process from a place in the list on, until f returns false, and returns the place of the last for which it
-// was called. From there on are those that have been forked since, until the kernel begins again with the low numbers (kernel.pid_max in
-// proc_sys_kernel(5)). Where the list has no places the whole of it is read, and 0 is returned.
-func (p *FS) EachPIDFrom(from Mark, f func(HostPID) bool) (last Mark, err error) {
+// EachPIDFrom calls f for each process from a place in the list on, with its place, until f returns false. Where the list has no places
+// the whole of it is read, and every place is 0.
+func (p *FS) EachPIDFrom(from Mark, f func(pid HostPID, at Mark) bool) error {
 	dir, err := p.fsys.Open(".")
 	if err != nil {
-		return 0, wrap("open", "the root of proc", err)
+		return wrap("open", "the root of proc", err)
 	}
 	defer dir.Close()
-	last = from
 	err = readNames(dir, from, func(name []byte, at Mark) bool {
 		n, err := strconv.Atoi(string(name))
-		if err != nil {
-			return true
-		}
-		last = at
-		return f(HostPID(n))
+		return err != nil || f(HostPID(n), at)
 	})
 	if err != nil {
-		return last, wrap("read", "the root of proc", err)
+		return wrap("read", "the root of proc", err)
 	}
-	return last, nil
+	return nil
+}
+
+// LastPID reads from /proc/loadavg (proc_loadavg(5)) the number that was given last, in the PID namespace of the caller. Whoever is forked
+// next gets a greater one, until the kernel begins again with the low numbers (kernel.pid_max in proc_sys_kernel(5)).
+func (p *FS) LastPID() (HostPID, error) {
+	return parsed(p, "loadavg", atOnce, ParseLastPID)
 }
 
 // readNames calls f for each name in a directory from a place on, until f returns false.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -57,6 +58,69 @@ func TestEachPID(t *testing.T) {
 	if err := New(fstest.MapFS{".": {Data: []byte("a file")}}).EachPID(func(HostPID) bool { return true }); err == nil {
 		t.Error("no error for a root that is no directory")
 	}
+}
+
+// The kernel goes on from any place in the list of processes, and finds there who was forked since.
+func TestEachPIDFrom(t *testing.T) {
+	p := New(os.DirFS("/proc"))
+	var all []HostPID
+	marks := make(map[HostPID]Mark)
+	if err := p.EachPIDFrom(0, func(pid HostPID, at Mark) bool {
+		all, marks[pid] = append(all, pid), at
+		return true
+	}); err != nil || len(all) < 2 || !slices.IsSorted(all) {
+		t.Fatalf("processes %v, %v", all, err)
+	}
+	self := HostPID(os.Getpid())
+	next := HostPID(0)
+	if err := p.EachPIDFrom(marks[self], func(pid HostPID, at Mark) bool {
+		if pid == self && at == marks[self] {
+			return true
+		}
+		next = pid
+		return false
+	}); err != nil || next != 0 && next <= self {
+		t.Errorf("behind %d comes %d, %v", self, next, err)
+	}
+	for range 3 { // the kernel may begin again with the low numbers, once
+		last, err := p.LastPID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := Mark(0)
+		if err := p.EachPIDFrom(0, func(pid HostPID, at Mark) bool {
+			if pid <= last {
+				from = at
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		child := exec.Command("sleep", "1000")
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		found, seen := false, 0
+		err = p.EachPIDFrom(from, func(pid HostPID, _ Mark) bool {
+			seen++
+			found = found || pid == HostPID(child.Process.Pid)
+			return true
+		})
+		now, lerr := p.LastPID()
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		if err != nil || lerr != nil {
+			t.Fatal(err, lerr)
+		}
+		if now < last {
+			continue
+		}
+		if !found || seen >= len(all) && from != 0 {
+			t.Errorf("%d processes behind %d, %d among them: %v", seen, last, child.Process.Pid, found)
+		}
+		return
+	}
+	t.Error("the numbers begin again and again")
 }
 
 // The live /proc of the kernel that the tests run on, read through every reader.

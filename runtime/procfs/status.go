@@ -154,6 +154,20 @@ func ParseSchedstat(data []byte) (timeslices uint64, err error) {
 	return timeslices, nil
 }
 
+// ParseLastPID parses a loadavg file: three averages, the tasks that run and all of them as "1/80", and the number that was given last,
+// which is returned.
+func ParseLastPID(data []byte) (HostPID, error) {
+	fields := bytes.Fields(data)
+	if len(fields) != 5 {
+		return 0, fmt.Errorf("loadavg: %d fields, want 5", len(fields))
+	}
+	n, err := strconv.ParseInt(string(fields[4]), 10, 32)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("loadavg: %q is no process number", fields[4])
+	}
+	return HostPID(n), nil
+}
+
 // ParseSyscall parses a syscall file: "running", "-1 sp pc" or "nr arg0 … arg5 sp pc".
 func ParseSyscall(data []byte) (Syscall, error) {
 	fields := bytes.Fields(data)

@@ -121,6 +121,17 @@ func TestParseSchedstat(t *testing.T) {
 	}
 }
 
+func TestParseLastPID(t *testing.T) {
+	if n, err := ParseLastPID([]byte("0.20 0.18 0.12 1/80 11206\n")); err != nil || n != 11206 {
+		t.Errorf("got %d, %v", n, err)
+	}
+	for _, text := range []string{"", "0.20 0.18 0.12 1/80", "0.20 0.18 0.12 1/80 x", "0.20 0.18 0.12 1/80 -1", "0.20 0.18 0.12 1/80 4294967296", "1 2 3 4 5 6"} {
+		if n, err := ParseLastPID([]byte(text)); err == nil {
+			t.Errorf("%q accepted as %d", text, n)
+		}
+	}
+}
+
 func TestParseChildren(t *testing.T) {
 	got, err := ParseChildren([]byte("12 13 4194304 "))
 	if err != nil || !reflect.DeepEqual(got, []HostPID{12, 13, 4194304}) {
@@ -187,6 +198,15 @@ func FuzzParseSyscall(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if s, err := ParseSyscall(data); err != nil && s != (Syscall{}) {
 			t.Errorf("error %v with a value %+v", err, s)
+		}
+	})
+}
+
+func FuzzParseLastPID(f *testing.F) {
+	f.Add([]byte("0.20 0.18 0.12 1/80 11206\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if n, err := ParseLastPID(data); n < 0 || err != nil && n != 0 {
+			t.Errorf("%d, %v", n, err)
 		}
 	})
 }

@@ -83,7 +83,7 @@ type Result struct {
 	Alone bool
 	// More: there is more to be done at once. This sweep has ended at one of its limits, and not in vain.
 	More bool
-	// Looking is how long it took to read and judge, in which nobody was stopped.
+	// Looking is how long it took to read and judge, in which nobody was stopped; what is read beside attaches is not counted.
 	Looking time.Duration
 	// NextDue is when the grace period of the next candidate ends; zero when there is none.
 	NextDue time.Time

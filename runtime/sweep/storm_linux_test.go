@@ -259,6 +259,46 @@ func testLookBeside(t *testing.T, threads bool) {
 	}
 }
 
+// Waiting for a look that goes on beside is no load, which the next sweep would be put off for.
+func TestLookBesideIsNoLoad(t *testing.T) {
+	const zombies, look, held = 100, 160, 300 * time.Millisecond
+	p, proc := startCountedHerd(t)
+	p.herd("adopted", zombies)
+	p.aged()
+	st, err := p.proc.Stat(p.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recorder{answer: answerAll(tracer.Left, tracer.ReasonBudget)}
+	s, err := sweep.New(sweep.Config{
+		Proc: p.proc, Init: lineage.Init{PID: p.pid(), SessionLeader: true}, InitStartTime: st.StartTime, Reaper: r,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetLimits(look, 2*zombies, zombies, 1024)
+	mustSweep(t, s)
+	open := proc.hold()
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		return s.Beside(), "no look goes on beside"
+	})
+	r.answer = func(req tracer.Request) tracer.Report {
+		p.herd("reap", len(req.Zombies))
+		return answerAll(tracer.Reaped, "")(req)
+	}
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		mustSweep(t, s)
+		return s.Tracked() == 0, fmt.Sprintf("%d are left", s.Tracked())
+	})
+	time.AfterFunc(held, open)
+	began := time.Now()
+	res := mustSweep(t, s)
+	if took := time.Since(began); took < held/2 || res.Looking > took/2 {
+		t.Errorf("a sweep took %v, of it %v for looking", took, res.Looking)
+	}
+}
+
 // However many zombies there are that nobody may reap, memory and the work of one sweep stay bounded, all are counted, and the
 // orphans behind them are found.
 func TestMemoryIsBounded(t *testing.T) {

@@ -249,8 +249,10 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	complete := true
 	s.fresh = s.fresh[:0]
 	due := s.countDue(now)
+	var waited time.Duration
 	if s.beside != nil {
 		err = s.take(due == 0 || s.impatient)
+		waited = s.cfg.Now().Sub(now)
 	}
 	switch {
 	case err != nil || s.beside != nil:
@@ -268,7 +270,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	s.judge(leader)
 	s.walk(full, now)
 
-	res := Result{Looking: s.cfg.Now().Sub(now), Alone: s.listed == 0}
+	res := Result{Looking: s.cfg.Now().Sub(now) - waited, Alone: s.listed == 0}
 	var left bool
 	res.Reaped, left = s.reap(ctx)
 	res.More = left && len(res.Reaped) > 0 || !complete && found > 0
@@ -541,8 +543,8 @@ func (s *Sweeper) remember(z *zombie) {
 	s.fresh = append(s.fresh, z)
 }
 
-// strangers are processes that were no zombie children of PID 1, since a time. Mark is behind them in the list of all processes: 0 if
-// they have not all been seen.
+// strangers are processes that were no zombie children of PID 1, since a time. From mark on are those in the list of all processes that have
+// not been seen yet.
 type strangers struct {
 	pids  map[procfs.HostPID]struct{}
 	since time.Time
@@ -559,24 +561,21 @@ type besideLook struct {
 }
 
 // lookBeside begins a look at the list of the leader, which is where adopted children hang. If there is no other thread, it goes over all
-// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. And
-// over those that are new only, as long as there are any: in the kernel's order they are the last.
+// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. As long
+// as the numbers go up it begins with those that were given since the last time.
 func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
 	alone := leader.NumThreads == 1
 	if !alone || now.Sub(s.strangers.since) >= strangersFor {
 		s.strangers = strangers{pids: make(map[procfs.HostPID]struct{}), since: now}
 	}
-	from := s.strangers.mark
-	var known map[procfs.HostPID]struct{}
-	if from == 0 {
-		known = make(map[procfs.HostPID]struct{}, len(s.zombies))
-		for pid := range s.zombies {
-			known[pid] = struct{}{}
-		}
+	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
+	for pid := range s.zombies {
+		known[pid] = struct{}{}
 	}
 	b := &besideLook{done: make(chan struct{})}
 	s.beside, s.looked = b, now
-	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(s.zombies), s.strangers.pids // until done nobody else has these
+	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
+	from, until := s.strangers.mark, time.Now().Add(lookBeside)
 	go func() {
 		defer close(b.done)
 		child := func(pid procfs.HostPID) bool {
@@ -602,7 +601,18 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 			return true
 		}
 		if alone {
-			b.mark, b.err = s.cfg.Proc.EachPIDFrom(from, child)
+			last, _ := s.cfg.Proc.LastPID() // if it cannot be read, the next look begins at the beginning
+			b.err = s.cfg.Proc.EachPIDFrom(from, func(pid procfs.HostPID, at procfs.Mark) bool {
+				if pid <= last { // others are from before the numbers began again
+					b.mark = at
+				}
+				// Processes can be forked as fast as they are looked at.
+				if time.Now().After(until) {
+					b.mark = at
+					return false
+				}
+				return child(pid)
+			})
 		} else {
 			b.err = s.cfg.Proc.EachChild(init, init, child)
 		}
@@ -621,15 +631,11 @@ func (s *Sweeper) take(wait bool) error {
 		<-b.done
 	}
 	s.beside = nil
-	known := len(s.zombies)
+	s.strangers.mark = b.mark
 	for _, z := range b.found {
 		if s.zombies[z.pid] == nil {
 			s.remember(z)
 		}
-	}
-	// Where nothing is new the kernel may have begun again with the low numbers.
-	if s.strangers.mark = b.mark; len(s.zombies) == known {
-		s.strangers.mark = 0
 	}
 	if errors.Is(b.err, procfs.ErrVanished) || errors.Is(b.err, procfs.ErrNoChildren) {
 		return nil // the next sweep finds out, or looks elsewhere

@@ -43,6 +43,7 @@ const (
 	deedHold   = "hold"   // go on after a while
 	deedCont   = "cont"   // a SIGCONT from outside for the process, then go on
 	deedTell   = "tell"   // a signal for the thread, then go on
+	deedEnd    = "end"    // end PID 1, then die
 )
 
 const holdFor = 300 * time.Millisecond
@@ -148,6 +149,8 @@ func do(deed string, j *Journal) {
 	case deedTell:
 		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 		return
+	case deedEnd:
+		unix.Kill(pid, unix.SIGKILL)
 	case deedUSR1:
 		_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
 	case deedStop:

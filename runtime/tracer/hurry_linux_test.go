@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -141,6 +143,25 @@ func TestHurryOfTheDead(t *testing.T) {
 				t.Fatal(err)
 			}
 			v.outlives(tc.step, tc.at, deedDie)
+		})
+	}
+}
+
+// Where PID 1 is gone there is nothing to put back, and nobody waits for it.
+func TestHurryOfTheGone(t *testing.T) {
+	for _, step := range []string{"between", "swapped"} {
+		t.Run(step, func(t *testing.T) {
+			v := startCrash(t, "poll", 0)
+			v.some = 4
+			marker := filepath.Join(t.TempDir(), "died")
+			c := hookedClient(step, "1", deedEnd, marker)
+			began := time.Now()
+			rep, err := v.dieAt(c, 60, marker)
+			c.Close()
+			if took := time.Since(began); took > testutil.Slow(recoverPatience/4) {
+				t.Errorf("%v until %+v, %v", took, rep, err)
+			}
+			<-v.done
 		})
 	}
 }

@@ -41,6 +41,7 @@ func mend(j *Journal, opts options) error {
 	}
 	err := m.run()
 	if err == nil || errors.Is(err, errGone) || errors.Is(err, procfs.ErrVanished) {
+		j.giveBack() // nobody is left who could
 		j.close()
 		return nil
 	}
