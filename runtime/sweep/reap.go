@@ -146,6 +146,7 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 	for _, z := range batch {
 		z.inFlight = false
 	}
+	allowed := s.attaches
 	s.attaches = 1
 	if err != nil {
 		for _, z := range batch {
@@ -202,8 +203,8 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 	case report.Reason == "":
 		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
 		s.fit(report.Stopped*time.Duration(report.Attaches), done)
-		if f.more || len(undone) > 0 {
-			s.attaches = min(2*f.attaches, maxAttaches)
+		if s.attaches = allowed; f.more || len(undone) > 0 {
+			s.attaches = min(2*allowed, maxAttaches)
 		}
 	case report.Reason == tracer.ReasonSignal && len(reaped) > 0:
 		// A signal came for PID 1, which was let go for it. That is no refusal: under a busy leak most attaches end with the
@@ -211,11 +212,11 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		s.stats.Refusals[report.Reason]++
 		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
 		s.batch = max(minBatch, min(s.batch, 2*done))
-		s.attaches = max(1, f.attaches/2)
+		s.attaches = max(1, allowed/2)
 		return reaped, undone, true
 	case transient(report.Reason) && s.quick < quickTries:
 		s.stats.Refusals[report.Reason]++
-		s.batch, s.attaches = max(minBatch, s.batch/2), max(1, f.attaches/2)
+		s.batch, s.attaches = max(minBatch, s.batch/2), max(1, allowed/2)
 		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
 			s.restUntil = until
 		}

@@ -575,7 +575,7 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 	b := &besideLook{done: make(chan struct{})}
 	s.beside, s.looked = b, now
 	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
-	from, until := s.strangers.mark, time.Now().Add(lookBeside)
+	from, until := s.strangers.mark, time.Now().Add(maxReap)
 	go func() {
 		defer close(b.done)
 		child := func(pid procfs.HostPID) bool {
