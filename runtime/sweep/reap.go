@@ -27,25 +27,24 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 	if s.cfg.Reaper == nil || len(s.zombies) == 0 {
 		return nil, false
 	}
-	due := s.due(s.cfg.Now(), s.cfg.BootTicks())
+	all, next := s.due(s.cfg.Now(), s.cfg.BootTicks()), 0 // due are those from next on
 	end := time.Now().Add(maxReap)
 	s.quick = 0
 	for n, sensible := 0, true; ctx.Err() == nil; n++ {
 		over := n > 0 && !time.Now().Before(end)
-		if over && len(due) > 0 && len(s.flights) == 0 {
+		if over && next < len(all) && len(s.flights) == 0 {
 			return reaped, true
 		}
-		for sensible && len(due) > 0 && len(s.flights) < s.ahead() {
-			size := s.send(ctx, due)
-			if sensible = size > 0; sensible {
-				due = due[size:]
-			}
+		for sensible && next < len(all) && len(s.flights) < s.ahead() {
+			size := s.send(ctx, all[next:])
+			sensible = size > 0
+			next += size
 		}
 		if over && len(s.flights) > 1 {
 			return reaped, true // until the next sweep the Reaper has enough to do
 		}
 		if len(s.flights) == 0 {
-			if sensible && len(due) == 0 && len(reaped) > 0 && len(reaped) < gatherBelow {
+			if sensible && next == len(all) && len(reaped) > 0 && len(reaped) < gatherBelow {
 				s.gather = s.cfg.Now().Add(gatherFor)
 			}
 			break
@@ -53,8 +52,11 @@ func (s *Sweeper) reap(ctx context.Context) (reaped []Orphan, left bool) {
 		got, undone, ok := s.land(ctx)
 		reaped = append(reaped, got...)
 		sensible = sensible && ok
-		// What it did not come to is the first of the next batch.
-		due = append(undone, due...)
+		// What it did not come to is the first of the next batch. Of a flight from the last sweep it waits for the next.
+		if next >= len(undone) {
+			next -= len(undone)
+			copy(all[next:], undone)
+		}
 	}
 	if ctx.Err() != nil { // it has ended their flights, too
 		reaped = append(reaped, s.landAll(ctx)...)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -568,14 +569,15 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 	if !alone || now.Sub(s.strangers.since) >= strangersFor {
 		s.strangers = strangers{pids: make(map[procfs.HostPID]struct{}), since: now}
 	}
+	// Found once more, one that is reaped meanwhile would be taken for one that has vanished by itself.
 	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
 	for pid := range s.zombies {
 		known[pid] = struct{}{}
 	}
+	from, until := s.strangers.mark, time.Now().Add(maxReap)
 	b := &besideLook{done: make(chan struct{})}
 	s.beside, s.looked = b, now
 	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
-	from, until := s.strangers.mark, time.Now().Add(maxReap)
 	go func() {
 		defer close(b.done)
 		child := func(pid procfs.HostPID) bool {
@@ -607,11 +609,11 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 					b.mark = at
 				}
 				// Processes can be forked as fast as they are looked at.
-				if time.Now().After(until) {
+				if time.Now().After(until) || !child(pid) {
 					b.mark = at
 					return false
 				}
-				return child(pid)
+				return true
 			})
 		} else {
 			b.err = s.cfg.Proc.EachChild(init, init, child)
@@ -805,6 +807,7 @@ func (s *Sweeper) count(full bool) {
 	maps.Copy(st.Rules, s.surplus.rules)
 	st.Grace = s.grace
 	now := s.cfg.Now()
+	var rules [1 + math.MaxUint8]int // a map is slow where there are very many
 	for _, z := range s.zombies {
 		switch z.judgement.Verdict {
 		case lineage.Own:
@@ -814,8 +817,13 @@ func (s *Sweeper) count(full bool) {
 		default:
 			st.Unproven++
 		}
-		st.Rules[z.judgement.Rules]++
+		rules[z.judgement.Rules]++
 		st.Oldest = max(st.Oldest, now.Sub(z.firstSeen))
+	}
+	for r, n := range rules {
+		if n > 0 {
+			st.Rules[lineage.Rules(r)] += n
+		}
 	}
 	if len(s.cgroups) == 0 || !full {
 		return
