@@ -3,6 +3,7 @@ package procfs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -128,7 +129,7 @@ func readDirents(fd uintptr, from Mark, f func(name []byte, at Mark) bool) error
 	buf := make([]byte, 32*namesAtOnce)
 	for {
 		n, err := unix.ReadDirent(int(fd), buf)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil || n == 0 {
