@@ -106,17 +106,17 @@ func (e *executor) attempt(req Request, rep *Report) {
 			e.resting, e.restingUntil = req.PID, time.Now().Add(RestAfter(one.Stopped))
 		}
 		allowed--
+		over := !one.Attached || allowed == 0 || one.Reason != "" && one.Reason != ReasonSignal || time.Now().After(end)
 		if one.Attached && req.Attaches > 1 {
 			e.awaitBack(req.PID, one.TID)
 		}
-		rest = e.rest(req.PID, e.restingUntil)
+		if !over {
+			rest = e.rest(req.PID, e.restingUntil)
+		}
 		done := settle(f, &t, rep.Results)
 		left := t.left()
-		switch {
-		case !one.Attached, allowed == 0, left == 0 && t.examined == len(req.Zombies), time.Now().After(end):
-			return
-		case one.Reason == ReasonSignal && done > 0: // which PID 1 has got, and for what it does then there is the rest
-		case one.Reason != "":
+		// A signal has PID 1 do something, for which there is the rest.
+		if over || left == 0 && t.examined == len(req.Zombies) || one.Reason == ReasonSignal && done == 0 {
 			return
 		}
 		// As many as before, and a few more, so that it can turn out to be faster: what is not come to stays prepared.

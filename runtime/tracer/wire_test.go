@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +79,27 @@ func TestBadRequests(t *testing.T) {
 	} {
 		if _, err := DecodeRequest([]byte(text)); err == nil {
 			t.Errorf("%.60q is accepted", text)
+		}
+	}
+}
+
+// The corpus of the fuzz targets is of this version of the protocol, or it would get no further than to that.
+func TestCorpusIsCurrent(t *testing.T) {
+	for target, decode := range map[string]func([]byte) error{
+		"FuzzDecodeRequest": func(line []byte) error { _, err := DecodeRequest(line); return err },
+		"FuzzDecodeReport":  func(line []byte) error { _, err := DecodeReport(line); return err },
+	} {
+		text, err := os.ReadFile(filepath.Join("testdata/fuzz", target, "valid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, quoted, _ := strings.Cut(strings.TrimSpace(string(text)), "[]byte(")
+		line, err := strconv.Unquote(strings.TrimSuffix(quoted, ")"))
+		if err != nil {
+			t.Fatalf("%s: %v", target, err)
+		}
+		if err := decode([]byte(strings.TrimSuffix(line, "\n"))); err != nil {
+			t.Errorf("%s: %v", target, err)
 		}
 	}
 }
