@@ -22,6 +22,27 @@ func niceOfThread(t testing.TB, tid procfs.HostPID) int {
 	return n
 }
 
+// held has n zombies reaped by a worker that comes to a step and stays there for holdFor, and returns when it is there.
+func (v *crashVictim) held(step string, n int) <-chan Report {
+	v.t.Helper()
+	marker := filepath.Join(v.t.TempDir(), "held")
+	c := hookedClient(step, "1", deedHold, marker)
+	v.t.Cleanup(func() { c.Close() })
+	zs := v.take(n)
+	reports := make(chan Report, 1)
+	go func() {
+		for !done(marker) && v.t.Context().Err() == nil {
+			rep, _ := v.reapDying(c, zs)
+			if done(marker) {
+				reports <- rep
+			}
+		}
+		close(reports)
+	}()
+	eventually(v.t, "the worker is at "+step, func() bool { return done(marker) })
+	return reports
+}
+
 // While PID 1 stands still for us its thread goes first, and only then, if its nice value is the default. What somebody else has given it
 // meanwhile it keeps.
 func TestHurry(t *testing.T) {
@@ -39,21 +60,7 @@ func TestHurry(t *testing.T) {
 			if err := unix.Setpriority(unix.PRIO_PROCESS, pid, tc.own); err != nil {
 				t.Fatal(err)
 			}
-			marker := filepath.Join(t.TempDir(), "held")
-			c := hookedClient("swapped", "1", deedHold, marker)
-			defer c.Close()
-			zs := v.take(3)
-			reports := make(chan Report, 1)
-			go func() {
-				for !done(marker) && t.Context().Err() == nil {
-					rep, _ := v.reapDying(c, zs)
-					if done(marker) {
-						reports <- rep
-					}
-				}
-				close(reports)
-			}()
-			eventually(t, "the middle of an attach", func() bool { return done(marker) })
+			reports := v.held("swapped", 3)
 			if n := niceOfThread(t, v.pid); n != tc.middle {
 				t.Errorf("nice value %d in the middle of an attach, want %d", n, tc.middle)
 			}
@@ -89,21 +96,7 @@ func TestHurryLasts(t *testing.T) {
 			if err := errors.Join(unix.Setpriority(unix.PRIO_PROCESS, int(v.pid), tc.own), setPolicy(int(v.pid), tc.policy)); err != nil {
 				t.Fatal(err)
 			}
-			marker := filepath.Join(t.TempDir(), "held")
-			c := hookedClient("between", "1", deedHold, marker)
-			defer c.Close()
-			zs := v.take(100)
-			reports := make(chan Report, 1)
-			go func() {
-				for !done(marker) && t.Context().Err() == nil {
-					rep, _ := v.reapDying(c, zs)
-					if done(marker) {
-						reports <- rep
-					}
-				}
-				close(reports)
-			}()
-			eventually(t, "the time between two attaches", func() bool { return done(marker) })
+			reports := v.held("between", 100)
 			if n := niceOfThread(t, v.pid); n != tc.between {
 				t.Errorf("nice value %d between two attaches, want %d", n, tc.between)
 			}
