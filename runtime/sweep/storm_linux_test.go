@@ -42,6 +42,18 @@ func (p *pid1) herd(what string, n int) {
 	p.expect("done")
 }
 
+// take has PID 1 wait for these zombies, and no others.
+func (p *pid1) take(zs []tracer.Zombie) {
+	p.t.Helper()
+	for _, z := range zs {
+		st, err := p.proc.Status(z.PID)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.herd("take", int(st.NSpid[len(st.NSpid)-1]))
+	}
+}
+
 // aged waits until all that herd has forked is old enough to be identified by its start time.
 func (p *pid1) aged() {
 	p.t.Helper()
@@ -416,7 +428,7 @@ func TestRoomBetweenAttaches(t *testing.T) {
 			done += n
 			at += n
 			sizes = append(sizes, n)
-			p.herd("reap", n)
+			p.take(req.Zombies[at-n : at])
 			time.Sleep(time.Until(stops[len(stops)-1].Add(stop)))
 			rest = tracer.RestAfter(stop)
 			rested = time.Now().Add(rest)

@@ -5,6 +5,7 @@
 //   adopted N   N orphans of another session that have ended
 //   living N    N children of its own that live until it ends
 //   reap N      waits for N children
+//   take N      waits for the child with that number
 //   other N     N children of another thread, which lives on, that have ended
 //   park N      starts N threads that sleep in poll(2): the main thread sits in read(2)
 #include <poll.h>
@@ -84,6 +85,9 @@ int main(void)
 			for (; n > 0; n--)
 				if (waitpid(-1, NULL, 0) < 0)
 					fail("waitpid");
+		} else if (strcmp(what, "take") == 0) {
+			if (waitpid((pid_t)n, NULL, 0) != n)
+				fail("waitpid");
 		} else if (strcmp(what, "other") == 0) {
 			pthread_t thread;
 			volatile long left = n;
