@@ -16,6 +16,9 @@ func (s *Sweeper) InFlight() int { return len(s.flights) }
 // Beside says whether a look goes on beside attaches.
 func (s *Sweeper) Beside() bool { return s.beside != nil }
 
+// LookedBeside is closed at the end of the look that goes on beside attaches.
+func (s *Sweeper) LookedBeside() <-chan struct{} { return s.beside.done }
+
 // MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal,
 // GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done, MaxReap how long a sweep
 // goes on with its requests.

@@ -271,6 +271,42 @@ func testLookBeside(t *testing.T, threads bool) {
 	}
 }
 
+// A zombie that is known and reaped while a look goes on beside is not found once more: it would be taken for one that vanished by itself.
+func TestLookBesideFindsNothingTwice(t *testing.T) {
+	const zombies, each = 100, 40
+	p, _ := startCountedHerd(t)
+	p.herd("adopted", zombies)
+	p.aged()
+	r := &recorder{answer: answerAll(tracer.Left, tracer.ReasonBudget)}
+	s, c := p.sweeper(r, 0)
+	s.SetLimits(160, 2*zombies, zombies, 1024)
+	s.SetCgroups(nil)
+	mustSweep(t, s)
+	c.now = c.now.Add(sweep.LookBeside)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r.answer = func(req tracer.Request) tracer.Report {
+		<-s.LookedBeside()
+		rep := answerAll(tracer.Left, tracer.ReasonBudget)(req)
+		n := min(each, len(req.Zombies))
+		p.take(req.Zombies[:n])
+		for i := range n {
+			rep.Results[i] = tracer.Result{PID: req.Zombies[i].PID, Outcome: tracer.Reaped}
+		}
+		cancel()
+		return rep
+	}
+	res, err := s.Sweep(ctx)
+	if err != nil || len(res.Reaped) == 0 || !s.Beside() {
+		t.Fatalf("%d reaped, a look beside: %v, %v", len(res.Reaped), s.Beside(), err)
+	}
+	r.answer = answerAll(tracer.Left, tracer.ReasonBudget)
+	mustSweep(t, s)
+	if got, want := s.Tracked(), zombies-len(res.Reaped); got != want {
+		t.Errorf("%d zombies are known, want %d", got, want)
+	}
+}
+
 // Waiting for a look that goes on beside is no load, which the next sweep would be put off for.
 func TestLookBesideIsNoLoad(t *testing.T) {
 	const zombies, look, held = 100, 160, 300 * time.Millisecond
