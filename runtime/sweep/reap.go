@@ -11,11 +11,10 @@ import (
 
 // flight is a request that is under way.
 type flight struct {
-	batch    []*zombie
-	cgroups  []string // nil, or one for each of the batch
-	attaches int      // that it allows
-	more     bool     // this batch is not all that is due
-	done     chan struct{}
+	batch   []*zombie
+	cgroups []string // nil, or one for each of the batch
+	more    bool     // this batch is not all that is due
+	done    chan struct{}
 	// Set once done is closed.
 	report tracer.Report
 	err    error
@@ -90,10 +89,12 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 	attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
 	size := min(len(due), s.batch*attaches, tracer.MaxZombies)
 	f := &flight{
-		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), attaches: attaches, more: len(due) > size,
-		done: make(chan struct{}),
+		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), more: len(due) > size, done: make(chan struct{}),
 	}
-	req := s.prepare(f)
+	req := s.prepare(f.batch)
+	if attaches > 1 {
+		req.Attaches = attaches
+	}
 	req.Rest = min(rest, tracer.MaxRest)
 	req.Running = s.overdue(f.batch[0], s.cfg.Now())
 	s.flights = append(s.flights, f)
@@ -107,18 +108,15 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 	return size
 }
 
-// prepare makes the request of a flight, whose zombies are not asked for again until it has landed.
-func (s *Sweeper) prepare(f *flight) tracer.Request {
+// prepare makes the request for a batch, which is not asked for again until its flight has landed.
+func (s *Sweeper) prepare(batch []*zombie) tracer.Request {
 	req := tracer.Request{
 		PID:       s.cfg.Init.PID,
 		StartTime: s.cfg.InitStartTime,
 		MaxStop:   maxStop,
-		Zombies:   make([]tracer.Zombie, len(f.batch)),
+		Zombies:   make([]tracer.Zombie, len(batch)),
 	}
-	if f.attaches > 1 {
-		req.Attaches = f.attaches
-	}
-	for i, z := range f.batch {
+	for i, z := range batch {
 		z.inFlight = true
 		req.Zombies[i] = tracer.Zombie{PID: z.pid, StartTime: z.startTime}
 	}

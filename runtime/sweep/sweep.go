@@ -565,8 +565,7 @@ type besideLook struct {
 // processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. As long
 // as the numbers go up it begins with those that were given since the last time.
 func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
-	alone := leader.NumThreads == 1
-	if !alone || now.Sub(s.strangers.since) >= strangersFor {
+	if now.Sub(s.strangers.since) >= strangersFor {
 		s.strangers = strangers{pids: make(map[procfs.HostPID]struct{}), since: now}
 	}
 	// Found once more, one that is reaped meanwhile would be taken for one that has vanished by itself.
@@ -602,7 +601,7 @@ func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.T
 			}
 			return true
 		}
-		if alone {
+		if leader.NumThreads == 1 {
 			last, _ := s.cfg.Proc.LastPID() // if it cannot be read, the next look begins at the beginning
 			b.err = s.cfg.Proc.EachPIDFrom(from, func(pid procfs.HostPID, at procfs.Mark) bool {
 				if pid <= last { // others are from before the numbers began again

@@ -238,7 +238,6 @@ type attach struct {
 	caught     bool // the call had not begun when it was stopped: it is executed as if nothing had been
 	filled     bool // caught: fill has been given what the entry stop did not show
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
-	hurrying   bool // the thread's nice value may not be its own
 	signals    int  // passed on or dropped
 	insideStop bool // a SIGSTOP from inside was seen
 	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
@@ -1395,12 +1394,11 @@ func (a *attach) letGo(sig int) error {
 // setHurry is for the time in which all that the thread executes is waitid and the way to its own call. Where it has to wait for a CPU in
 // between, behind whatever leaks, PID 1 stands still for nothing.
 func (a *attach) setHurry(on bool) {
-	if a.hurry == nil || a.hurrying == on {
-		return
-	}
-	if a.hurrying = on; on {
+	switch {
+	case a.hurry == nil:
+	case on:
 		a.hurry.begin(int(a.p.tid))
-	} else {
+	default:
 		a.hurry.end()
 	}
 }

@@ -757,11 +757,10 @@ func crashState(t *testing.T, row *crashRow) {
 	rnd := rand.New(rand.NewPCG(uint64(len(row.Call)), 7))
 	unchecked, kills := 0, crashKills(t)
 	for row.Kills < kills {
-		zs, some := v.take(20), 0
-		if row.Kills%2 == 1 {
-			some = 3
+		zs := v.take(20)
+		if v.some = 0; row.Kills%2 == 1 {
+			v.some = 3
 		}
-		v.some = some
 		// A worker that is there already: its start takes longer than an attach.
 		if c.WorkerPID() == 0 {
 			ask(t, c)

@@ -96,7 +96,11 @@ func (e *executor) attempt(req Request, rep *Report) {
 	end := rest.until.Add(maxRun)
 	f := newLiveFacts(e.look, req)
 	defer f.close()
-	defer e.unhurry(rep)
+	defer func() {
+		if rep.Reason != ReasonTimeout { // else the thread is still held, and somebody has to look after it once we are gone
+			e.hurry.end()
+		}
+	}()
 	t, most := newTargets(len(req.Zombies)), batchSize(req.maxStop())
 	for want := (len(req.Zombies) + allowed - 1) / allowed; ; {
 		one := Report{Results: rep.Results}
@@ -194,17 +198,10 @@ func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, r
 	e.hand = th.hand
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
-		if a.hurrying {
-			e.hurry.forget() // nobody has let go of it
+		if a.hurry != nil {
+			e.hurry.forget() // if nobody has let go of it
 		}
 		e.journal.close()
-	}
-}
-
-// unhurry is for the end of a request. Of a thread that is still held somebody has to look after once we are gone.
-func (e *executor) unhurry(rep *Report) {
-	if rep.Reason != ReasonTimeout {
-		e.hurry.end()
 	}
 }
 
