@@ -153,19 +153,20 @@ func (r *result) serveTable(b *strings.Builder) {
 func (r *result) turnsTable(b *strings.Builder) {
 	fmt.Fprintf(b, "\n### A busy server, in turns\n\nThe same server, load and leak, with windows of %v in pairs: in one of the two, by chance the first or the second, the tracer "+
 		"looks and reaps what is due, in the other it does nothing. %d orphans a second are leaked in both, so that %d a second fall due for the window with the tracer. "+
-		"In brackets the 95 %% confidence interval. The case in which nobody reaps shows what this can tell.\n\n"+
-		"| who reaps in one of two windows | pairs | requests/s without | orphans reaped a second | loss, %% | of it PID 1 stopped, %% |\n|---|--:|--:|--:|--:|--:|\n", window, r.Rate/2, r.Rate)
+		"In brackets the 95 %% confidence interval. The case in which nobody reaps shows what this can tell. CPU is what looks and tracer have used, in per cent of one CPU.\n\n"+
+		"| who reaps in one of two windows | pairs | requests/s without | orphans reaped a second | loss, %% | PID 1 stopped, %% | CPU, %% |\n|---|--:|--:|--:|--:|--:|--:|\n", window, r.Rate/2, r.Rate)
 	for _, c := range r.Turns {
 		if len(c.Pairs) == 0 {
 			continue
 		}
-		reaped, stopped, with := 0, int64(0), int64(0)
+		var reaped int
+		var stopped, with, cpu int64
 		for _, p := range c.Pairs {
-			reaped, stopped, with = reaped+p.Reaped, stopped+p.StopNS, with+p.With.NS
+			reaped, stopped, with, cpu = reaped+p.Reaped, stopped+p.StopNS, with+p.With.NS, cpu+p.CPUNS
 		}
 		low, high := interval(c.Pairs)
-		fmt.Fprintf(b, "| %s | %d | %s | %.0f | **%.2f (%.2f to %.2f)** | %.2f |\n", cmp.Or(c.Who, "nobody"), len(c.Pairs),
+		fmt.Fprintf(b, "| %s | %d | %s | %.0f | **%.2f (%.2f to %.2f)** | %.2f | %.2f |\n", cmp.Or(c.Who, "nobody"), len(c.Pairs),
 			benchreport.Spread(benchreport.Values(c.Pairs, func(p pair) float64 { return p.Without.perSecond() }), 0),
-			float64(reaped)/float64(with)*1e9, turnsLoss(c.Pairs), low, high, 100*float64(stopped)/float64(with))
+			float64(reaped)/float64(with)*1e9, turnsLoss(c.Pairs), low, high, 100*float64(stopped)/float64(with), 100*float64(cpu)/float64(with))
 	}
 }

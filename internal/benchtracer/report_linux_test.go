@@ -60,14 +60,14 @@ func TestTablesOfFewNumbers(t *testing.T) {
 	r.Serving[1].Samples = []serveSample{{Requests: 800, P50US: 1, P99US: 2, Left: 400}}
 	r.Serving[2].Samples = []serveSample{{Requests: 796, P50US: 1, P99US: 2, Left: 3,
 		stops: stops{StopNS: []int64{4e6}, Reaped: 397, Refusals: map[string]int64{"busy": 5}}}}
-	r.Turns[1].Pairs = []pair{{With: rate{990, 1e9}, Without: rate{1000, 1e9}, Reaped: 50, StopNS: 2e6}, {With: rate{500, 5e8}, Without: rate{2000, 2e9}, Reaped: 40, StopNS: 1e6}}
+	r.Turns[1].Pairs = []pair{{With: rate{990, 1e9}, Without: rate{1000, 1e9}, Reaped: 50, StopNS: 2e6, CPUNS: 12e6}, {With: rate{500, 5e8}, Without: rate{2000, 2e9}, Reaped: 40, StopNS: 1e6}}
 	got := r.Tables()
 	for _, want := range []string{
 		"| one CPU | reaper, in batches | **30.0 (30.0 to 30.0)** | 50 (50 to 50) | 10.0 (10.0 to 10.0) | 20.0 (20.0 to 20.0) | 2 | 1.50 | 1.99 | 2.00 |",
 		"| one CPU | tini as PID 1 |  |  | 5.0 (5.0 to 5.0) |  |  | | | |",
 		"| leak, nobody reaps | 800 (800 to 800) |  | 20.00 (20.00 to 20.00) |",
 		"| **0.50 (0.50 to 0.50)** | 20.40 (20.40 to 20.40) |", "| 397 | 3 | 4.00 | 4.00 | 4.00 |", "leak, reaper, in batches: busy 5.",
-		"| reaper, in batches | 2 | 1000 (1000 to 1000) | 60 | **0.67 (0.00 to 1.00)** | 0.20 |",
+		"| reaper, in batches | 2 | 1000 (1000 to 1000) | 60 | **0.67 (0.00 to 1.00)** | 0.20 | 0.80 |",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the tables lack %q:\n%s", want, got)

@@ -24,6 +24,8 @@ type pair struct {
 	Without rate  `json:"without"`
 	Reaped  int   `json:"reaped"`
 	StopNS  int64 `json:"stopNanos"` // for which PID 1 was stopped
+	// CPUNS is how much longer we and the tracer had a CPU in the window with reaping.
+	CPUNS int64 `json:"cpuNanos"`
 }
 
 type rate struct {
@@ -80,15 +82,31 @@ func (b *bench) turns(c *turnsCase) (err error) {
 		before = now
 		return d, err
 	}
+	// used returns for how long we and the tracer had a CPU since the last call.
+	var usedBefore time.Duration
+	used := func() (time.Duration, error) {
+		now, err := onCPU(os.Getpid())
+		if worker := r.client.WorkerPID(); err == nil && worker > 0 {
+			var its time.Duration
+			its, err = onCPU(worker)
+			now += its
+		}
+		d := now - usedBefore
+		usedBefore = now
+		return d, err
+	}
+	if _, err := used(); err != nil {
+		return err
+	}
 	for n := range turnsSettle + b.pairs {
 		p := pair{}
 		r.stops = stops{Refusals: make(map[string]int64)}
 		with := rand.N(2)
 		for i := range 2 {
 			end := time.Now().Add(window)
-			to := &p.Without
+			to, sign := &p.Without, int64(-1)
 			if i == with {
-				to = &p.With
+				to, sign = &p.With, 1
 				if c.Who != "" {
 					if _, err := s.Sweep(ctx); err != nil {
 						return err
@@ -101,6 +119,11 @@ func (b *bench) turns(c *turnsCase) (err error) {
 			if to.Requests == 0 {
 				return errors.New("wrk: no requests")
 			}
+			cpu, err := used()
+			if err != nil {
+				return err
+			}
+			p.CPUNS += sign * cpu.Nanoseconds()
 		}
 		p.Reaped, p.StopNS = r.stops.Reaped, r.stops.sum()
 		if n >= turnsSettle {

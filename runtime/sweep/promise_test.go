@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -21,6 +22,9 @@ type leak struct {
 	zombies map[procfs.HostPID]time.Time // dead since
 	ages    []time.Duration              // of those reaped
 	reaps   int                          // requests
+	busy    bool                         // PID 1 is always at work
+	refused int                          // requests
+	reads   int                          // of a zombie's stat
 	now     *time.Time
 	next    procfs.HostPID
 }
@@ -49,8 +53,14 @@ func (l *leak) die(at time.Time) {
 }
 
 func (l *leak) Reap(_ context.Context, req tracer.Request) (tracer.Report, error) {
+	if l.busy && !req.Running {
+		l.refused++
+		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
+		rep.Attached, rep.Attaches, rep.Reason = false, 0, tracer.ReasonBusy
+		return rep, nil
+	}
 	l.reaps++
-	rep := tracer.Report{Attached: true, Attaches: 1}
+	rep := tracer.Report{Attached: true, Attaches: 1, Stopped: time.Duration(len(req.Zombies)) * 10 * time.Microsecond}
 	for _, z := range req.Zombies {
 		l.ages = append(l.ages, l.now.Sub(l.zombies[z.PID]))
 		delete(l.zombies, z.PID)
@@ -62,9 +72,71 @@ func (l *leak) Reap(_ context.Context, req tracer.Request) (tracer.Report, error
 	return rep, nil
 }
 
+func (l *leak) ReadFile(name string) ([]byte, error) {
+	if path.Base(name) == "stat" && name != "1/stat" {
+		l.reads++
+	}
+	return l.MapFS.ReadFile(name)
+}
+
 func (*leak) Sync()                                      {}
 func (*leak) Exact() bool                                { return true }
 func (*leak) Lookup(procfs.HostPID, uint64) lineage.Fork { return lineage.ForkedByOther }
+
+// newLeak returns a leak, its clock, and who watches it.
+func newLeak(t *testing.T, grace time.Duration) (l *leak, now *time.Time, s *sweep.Sweeper) {
+	t.Helper()
+	began := time.Unix(1000, 0)
+	now = &began
+	l = &leak{MapFS: fstest.MapFS{}, zombies: make(map[procfs.HostPID]time.Time), now: now, next: 100}
+	l.stat(1, 0, "S")
+	l.children()
+	s, err := sweep.New(sweep.Config{
+		Proc: procfs.New(l), Init: lineage.Init{PID: 1}, InitStartTime: 100, Grace: grace, Reaper: l,
+		Now: func() time.Time { return *now }, BootTicks: func() uint64 { return 1 << 20 },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetForkLog(l)
+	return l, now, s
+}
+
+// watch leaks so many orphans a second for a time, sweeps until all of them are gone, and returns how many there were of either.
+func (l *leak) watch(t *testing.T, s *sweep.Sweeper, rate float64, even bool, lasts time.Duration) (leaked, looks int) {
+	t.Helper()
+	random := rand.New(rand.NewPCG(1, 2))
+	end := l.now.Add(lasts)
+	cadence := sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar, Alone: sweep.DefaultAlone}
+	interval := func() time.Duration {
+		d := time.Duration(float64(time.Second) / rate)
+		if !even {
+			d = time.Duration(random.ExpFloat64() * float64(d))
+		}
+		return d
+	}
+	death := l.now.Add(interval())
+	for l.now.Before(end) || len(l.zombies) > 0 {
+		for ; !death.After(*l.now) && death.Before(end); death = death.Add(interval()) {
+			l.die(death)
+			leaked++
+		}
+		res, err := s.Sweep(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		looks++
+		// The timer rings late, and a look takes a moment.
+		*l.now = l.now.Add(cadence.Next(res, *l.now) + time.Duration(random.IntN(10))*time.Millisecond)
+		if l.now.Sub(end) > time.Minute {
+			t.Fatalf("%d zombies are never reaped", len(l.zombies))
+		}
+	}
+	if len(l.ages) != leaked || leaked == 0 {
+		t.Fatalf("%d of %d were reaped", len(l.ages), leaked)
+	}
+	return leaked, looks
+}
 
 // Whatever the rate of a leak, each orphan is gone within the grace period and a second, of which a tenth is left to a busy machine; and
 // a slow leak does not take an attach for each.
@@ -74,49 +146,9 @@ func TestLeakIsReapedTogetherAndInTime(t *testing.T) {
 		for _, rate := range []float64{0.2, 1, 5, 20, 100} {
 			for _, even := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%v/%g a second/even %v", grace, rate, even), func(t *testing.T) {
-					random := rand.New(rand.NewPCG(1, 2))
-					now := time.Unix(1000, 0)
-					began, end := now, now.Add(max(20*time.Second, time.Duration(20/rate)*time.Second))
-					l := &leak{MapFS: fstest.MapFS{}, zombies: make(map[procfs.HostPID]time.Time), now: &now, next: 100}
-					l.stat(1, 0, "S")
-					l.children()
-					s, err := sweep.New(sweep.Config{
-						Proc: procfs.New(l), Init: lineage.Init{PID: 1}, InitStartTime: 100, Grace: grace, Reaper: l,
-						Now: func() time.Time { return now }, BootTicks: func() uint64 { return 1 << 20 },
-					})
-					if err != nil {
-						t.Fatal(err)
-					}
-					s.SetForkLog(l)
-					cadence := sweep.Cadence{Near: sweep.DefaultNear, Far: sweep.DefaultFar, Alone: sweep.DefaultAlone}
-					leaked, looks := 0, 0
-					interval := func() time.Duration {
-						d := time.Duration(float64(time.Second) / rate)
-						if !even {
-							d = time.Duration(random.ExpFloat64() * float64(d))
-						}
-						return d
-					}
-					death := now.Add(interval())
-					for now.Before(end) || len(l.zombies) > 0 {
-						for ; !death.After(now) && death.Before(end); death = death.Add(interval()) {
-							l.die(death)
-							leaked++
-						}
-						res, err := s.Sweep(t.Context())
-						if err != nil {
-							t.Fatal(err)
-						}
-						looks++
-						// The timer rings late, and a look takes a moment.
-						now = now.Add(cadence.Next(res, now) + time.Duration(random.IntN(10))*time.Millisecond)
-						if now.Sub(end) > time.Minute {
-							t.Fatalf("%d zombies are never reaped", len(l.zombies))
-						}
-					}
-					if len(l.ages) != leaked || leaked == 0 {
-						t.Fatalf("%d of %d were reaped", len(l.ages), leaked)
-					}
+					l, now, s := newLeak(t, grace)
+					began := *now
+					leaked, looks := l.watch(t, s, rate, even, max(20*time.Second, time.Duration(20/rate)*time.Second))
 					for _, age := range l.ages {
 						if age < grace || age > grace+late {
 							t.Errorf("reaped after %v", age)
@@ -133,5 +165,46 @@ func TestLeakIsReapedTogetherAndInTime(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A PID 1 that never waits is asked for what is overdue, all at once, and seldom before that. Once it waits again the promise holds again.
+func TestBusyPID1IsAskedSeldom(t *testing.T) {
+	const grace, rate = time.Second, 100
+	l, now, s := newLeak(t, grace)
+	l.busy = true
+	began := *now
+	leaked, looks := l.watch(t, s, rate, true, 20*time.Second)
+	for _, age := range l.ages {
+		if age < grace || age > grace+2*time.Second {
+			t.Errorf("reaped after %v", age)
+		}
+	}
+	seconds := now.Sub(began).Seconds()
+	if most := int(1.2 * seconds); l.reaps > most {
+		t.Errorf("%d attaches for %d orphans in %.0f s, want at most %d", l.reaps, leaked, seconds, most)
+	}
+	if most := int(2 * seconds); l.refused > most {
+		t.Errorf("%d requests in vain in %.0f s, want at most %d", l.refused, seconds, most)
+	}
+	if most := int(5 * seconds); looks > most {
+		t.Errorf("%d looks in %.0f s, want at most %d", looks, seconds, most)
+	}
+	// The tracer looks at each zombie itself.
+	if l.reads > leaked+leaked/20 {
+		t.Errorf("the state of %d zombies was read %d times", leaked, l.reads)
+	}
+	t.Logf("%d orphans, %d attaches, %d in vain, %.1f looks a second, %d reads", leaked, l.reaps, l.refused, float64(looks)/seconds, l.reads)
+
+	l.busy, l.ages = false, nil
+	l.watch(t, s, rate, true, 5*time.Second)
+	late := 0
+	for _, age := range l.ages {
+		if age > grace+time.Second {
+			late++
+		}
+	}
+	if late > 0 {
+		t.Errorf("%d orphans of a PID 1 that waits were reaped late: %v", late, l.ages)
 	}
 }

@@ -14,6 +14,7 @@ type flight struct {
 	batch   []*zombie
 	cgroups []string // nil, or one for each of the batch
 	more    bool     // this batch is not all that is due
+	running bool     // PID 1 may be stopped in the middle of its work
 	done    chan struct{}
 	// Set once done is closed.
 	report tracer.Report
@@ -96,7 +97,8 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 		req.Attaches = attaches
 	}
 	req.Rest = min(rest, tracer.MaxRest)
-	req.Running = s.overdue(f.batch[0], s.cfg.Now())
+	f.running = s.overdue(f.batch[0], s.cfg.Now())
+	req.Running = f.running
 	s.flights = append(s.flights, f)
 	begun := make(chan struct{})
 	go func() {
@@ -199,6 +201,9 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		}
 	}
 	done := len(report.Results) - len(undone)
+	if len(reaped) > 0 && !f.running {
+		s.tries = min(s.tries+1, quickTries)
+	}
 	switch {
 	case report.Reason == "":
 		s.retryAt, s.retryWait, s.quick = time.Time{}, 0, 0
@@ -214,9 +219,10 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		s.batch = max(minBatch, min(s.batch, 2*done))
 		s.attaches = max(1, allowed/2)
 		return reaped, undone, true
-	case transient(report.Reason) && s.quick < quickTries:
+	case transient(report.Reason) && s.quick < s.tries:
 		s.stats.Refusals[report.Reason]++
-		s.batch, s.attaches = max(minBatch, s.batch/2), max(1, allowed/2)
+		s.attaches = max(1, allowed/2)
+		s.shrink(report.Reason)
 		if until := time.Now().Add(quickWait << s.quick); until.After(s.restUntil) {
 			s.restUntil = until
 		}
@@ -226,9 +232,13 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		first, longest := retryFirst, retryMax
 		if transient(report.Reason) {
 			first, longest = quickFirst, quickMax
+			if s.tries == 0 {
+				first = quickMax
+			}
+			s.tries /= 2
 		}
 		s.refuse(report.Reason, report.Detail, first, longest)
-		s.batch = max(minBatch, s.batch/2)
+		s.shrink(report.Reason)
 	}
 	return reaped, undone, len(reaped) > 0 && report.Reason == ""
 }
@@ -254,6 +264,14 @@ func (s *Sweeper) fit(stopped time.Duration, done int) {
 	s.perZombie = per
 	// A little more than fits, so that it can turn out to be faster.
 	s.batch = max(minBatch, min(maxBatch, 2*s.batch, int(maxStop*5/4/per)))
+}
+
+// shrink halves the next batch after a refusal. Where PID 1 was at work it is not the batch's fault, and what is overdue by the time it may
+// be stopped in the middle of that had best go in one attach.
+func (s *Sweeper) shrink(why tracer.Reason) {
+	if why != tracer.ReasonBusy {
+		s.batch = max(minBatch, s.batch/2)
+	}
 }
 
 // transient reports whether a reason comes from what PID 1 does at the moment.

@@ -59,8 +59,8 @@ type limits struct {
 	// is beyond is counted and not remembered, or they would be in the way of others for ever.
 	tracked, useless int
 	// verify zombies that are known already are looked at again in each sweep, if they were not for verifyEvery, or, where there are
-	// not more, for verifyFew: on the list of children only their number says that they are still the same. The tracer makes sure
-	// of it before it touches one.
+	// not more and nobody may reap them, for verifyFew: on the list of children only their number says that they are still the same.
+	// The tracer makes sure of it before it touches one.
 	verify int
 }
 
@@ -114,7 +114,8 @@ const (
 	// What comes from PID 1 being at work is over in a moment.
 	quickFirst = 20 * time.Millisecond
 	quickMax   = 500 * time.Millisecond
-	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long.
+	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long. Half as
+	// often where that was in vain the last time, once more where PID 1 was found parked: in a busy PID 1 it costs more than it is worth.
 	quickTries = 3
 	quickWait  = time.Millisecond
 )
@@ -176,6 +177,7 @@ type Sweeper struct {
 	attaches  int           // that the next request allows
 	perZombie time.Duration // of the time that PID 1 is stopped
 	quick     int           // times that it was tried again at once
+	tries     int           // times that it may be
 	restUntil time.Time     // by the machine's clock
 	gather    time.Time     // until then what falls due is left to fall due together
 
@@ -205,6 +207,7 @@ func New(cfg Config) (*Sweeper, error) {
 		zombies:   make(map[procfs.HostPID]*zombie),
 		batch:     newBatch,
 		attaches:  1,
+		tries:     quickTries,
 		sightings: lineage.NewSightings(maxSightings),
 		known:     make(map[procfs.HostPID]bool),
 		grace:     cfg.Grace,
@@ -347,12 +350,9 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		skip    = max(0, s.cursor-s.removed)
 		budget  = s.limits.look
 		verify  = s.limits.verify
-		again   = verifyEvery
+		few     = len(s.zombies) <= s.limits.verify
 		stopped = false
 	)
-	if len(s.zombies) <= s.limits.verify {
-		again = verifyFew
-	}
 	if skip == 0 {
 		s.counting = surplus{rules: make(map[lineage.Rules]int)}
 	}
@@ -363,6 +363,10 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		switch {
 		case z != nil:
 			z.round = s.round
+			again := verifyEvery
+			if few && z.useless {
+				again = verifyFew
+			}
 			if verify == 0 || z.inFlight || now.Sub(z.checked) < again {
 				return true
 			}
