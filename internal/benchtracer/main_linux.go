@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/reaper-shim/reaper/internal/benchreport"
@@ -79,6 +80,7 @@ func measure(o options) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
+	runtime.GOMAXPROCS(1) // as in a shim with one task
 	if machine.CPUs < 2 {
 		return nil, errors.New("needs two CPUs")
 	}
