@@ -201,7 +201,11 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		}
 	}
 	done := len(report.Results) - len(undone)
-	if len(reaped) > 0 && !f.running {
+	switch {
+	case len(reaped) == 0:
+	case f.running && s.retryWait > 0: // all that was tried before it was overdue was in vain
+		s.tries = 0
+	default:
 		s.tries = min(s.tries+1, quickTries)
 	}
 	switch {
@@ -235,7 +239,6 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 			if s.tries == 0 {
 				first = quickMax
 			}
-			s.tries /= 2
 		}
 		s.refuse(report.Reason, report.Detail, first, longest)
 		s.shrink(report.Reason)
