@@ -80,7 +80,6 @@ func measure(o options) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime.GOMAXPROCS(1) // as in a shim with one task
 	if machine.CPUs < 2 {
 		return nil, errors.New("needs two CPUs")
 	}
@@ -102,6 +101,7 @@ func measure(o options) (*result, error) {
 		Tini: benchreport.FirstLine("tini", "--version"), Wrk: benchreport.FirstLine("dpkg-query", "-W", "-f", "${Version}", "wrk"),
 		Piles: pileCases(), Serving: serveCases(), Turns: turnsCases(),
 	}
+	runtime.GOMAXPROCS(1) // as in a shim with one task
 	b := &bench{options: o, bin: bin, cpu: machine.CPUs - 1}
 	for round := range o.rounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, o.rounds)

@@ -56,9 +56,7 @@ func (l *leak) die(at time.Time) {
 func (l *leak) Reap(_ context.Context, req tracer.Request) (tracer.Report, error) {
 	if l.chance.Float64() < l.busy && !req.Running {
 		l.refused++
-		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
-		rep.Attached, rep.Attaches, rep.Reason = false, 0, tracer.ReasonBusy
-		return rep, nil
+		return answerBusy(req), nil
 	}
 	l.reaps++
 	rep := tracer.Report{Attached: true, Attaches: 1, Stopped: time.Duration(len(req.Zombies)) * 10 * time.Microsecond}
@@ -84,25 +82,24 @@ func (*leak) Sync()                                      {}
 func (*leak) Exact() bool                                { return true }
 func (*leak) Lookup(procfs.HostPID, uint64) lineage.Fork { return lineage.ForkedByOther }
 
-// newLeak returns a leak, its clock, and who watches it.
-func newLeak(t *testing.T, grace time.Duration) (l *leak, now *time.Time, s *sweep.Sweeper) {
+// newLeak returns a leak and who watches it.
+func newLeak(t *testing.T, grace time.Duration) (*leak, *sweep.Sweeper) {
 	t.Helper()
-	began := time.Unix(1000, 0)
-	now = &began
-	l = &leak{
-		MapFS: fstest.MapFS{}, zombies: make(map[procfs.HostPID]time.Time), now: now, next: 100, chance: rand.New(rand.NewPCG(3, 4)),
+	now := time.Unix(1000, 0)
+	l := &leak{
+		MapFS: fstest.MapFS{}, zombies: make(map[procfs.HostPID]time.Time), now: &now, next: 100, chance: rand.New(rand.NewPCG(3, 4)),
 	}
 	l.stat(1, 0, "S")
 	l.children()
 	s, err := sweep.New(sweep.Config{
 		Proc: procfs.New(l), Init: lineage.Init{PID: 1}, InitStartTime: 100, Grace: grace, Reaper: l,
-		Now: func() time.Time { return *now }, BootTicks: func() uint64 { return 1 << 20 },
+		Now: func() time.Time { return now }, BootTicks: func() uint64 { return 1 << 20 },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.SetForkLog(l)
-	return l, now, s
+	return l, s
 }
 
 // watch leaks so many orphans a second for a time, sweeps until all of them are gone, and returns how many there were of either.
@@ -141,6 +138,16 @@ func (l *leak) watch(t *testing.T, s *sweep.Sweeper, rate float64, even bool, la
 	return leaked, looks
 }
 
+// inTime checks that those reaped were gone after the grace period and not later than so long after it.
+func (l *leak) inTime(t *testing.T, grace, late time.Duration) {
+	t.Helper()
+	for _, age := range l.ages {
+		if age < grace || age > grace+late {
+			t.Errorf("reaped after %v", age)
+		}
+	}
+}
+
 // Whatever the rate of a leak, each orphan is gone within the grace period and a second, of which a tenth is left to a busy machine; and
 // a slow leak does not take an attach for each.
 func TestLeakIsReapedTogetherAndInTime(t *testing.T) {
@@ -149,15 +156,11 @@ func TestLeakIsReapedTogetherAndInTime(t *testing.T) {
 		for _, rate := range []float64{0.2, 1, 5, 20, 100} {
 			for _, even := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%v/%g a second/even %v", grace, rate, even), func(t *testing.T) {
-					l, now, s := newLeak(t, grace)
-					began := *now
+					l, s := newLeak(t, grace)
+					began := *l.now
 					leaked, looks := l.watch(t, s, rate, even, max(20*time.Second, time.Duration(20/rate)*time.Second))
-					for _, age := range l.ages {
-						if age < grace || age > grace+late {
-							t.Errorf("reaped after %v", age)
-						}
-					}
-					seconds := now.Sub(began).Seconds()
+					l.inTime(t, grace, late)
+					seconds := l.now.Sub(began).Seconds()
 					if most := int(seconds*3.5) + 1; l.reaps > most {
 						t.Errorf("%d attaches for %d orphans in %.0f s, want at most %d", l.reaps, leaked, seconds, most)
 					}
@@ -174,18 +177,14 @@ func TestLeakIsReapedTogetherAndInTime(t *testing.T) {
 // A PID 1 that never waits is asked for what is overdue, all at once, and seldom before that. Once it waits again the promise holds again.
 func TestBusyPID1IsAskedSeldom(t *testing.T) {
 	const grace, rate = time.Second, 100
-	l, now, s := newLeak(t, grace)
+	l, s := newLeak(t, grace)
 	l.busy = 1
 	l.watch(t, s, rate, true, 2*time.Second) // until that is known
 	l.ages, l.reaps, l.refused, l.reads = nil, 0, 0, 0
-	began := *now
+	began := *l.now
 	leaked, looks := l.watch(t, s, rate, true, 20*time.Second)
-	for _, age := range l.ages {
-		if age < grace || age > grace+2*time.Second {
-			t.Errorf("reaped after %v", age)
-		}
-	}
-	seconds := now.Sub(began).Seconds()
+	l.inTime(t, grace, 2*time.Second)
+	seconds := l.now.Sub(began).Seconds()
 	if most := int(1.2 * seconds); l.reaps > most {
 		t.Errorf("%d attaches for %d orphans in %.0f s, want at most %d", l.reaps, leaked, seconds, most)
 	}
@@ -203,24 +202,14 @@ func TestBusyPID1IsAskedSeldom(t *testing.T) {
 
 	l.busy, l.ages = 0, nil
 	l.watch(t, s, rate, true, 5*time.Second)
-	l.inTime(t, grace)
+	l.inTime(t, grace, time.Second)
 }
 
 // A PID 1 that is at work for half of the time is tried until it is found waiting.
 func TestHalfBusyPID1(t *testing.T) {
 	const grace, rate = time.Second, 20
-	l, _, s := newLeak(t, grace)
+	l, s := newLeak(t, grace)
 	l.busy = 0.5
 	l.watch(t, s, rate, true, 60*time.Second)
-	l.inTime(t, grace)
-}
-
-// inTime checks the promise: gone within the grace period and a second.
-func (l *leak) inTime(t *testing.T, grace time.Duration) {
-	t.Helper()
-	for _, age := range l.ages {
-		if age < grace || age > grace+time.Second {
-			t.Errorf("reaped after %v", age)
-		}
-	}
+	l.inTime(t, grace, time.Second)
 }

@@ -90,14 +90,14 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 	attaches := min(s.attaches, (len(due)+s.batch-1)/s.batch)
 	size := min(len(due), s.batch*attaches, tracer.MaxZombies)
 	f := &flight{
-		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), more: len(due) > size, done: make(chan struct{}),
+		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), more: len(due) > size,
+		running: s.overdue(due[0], s.cfg.Now()), done: make(chan struct{}),
 	}
 	req := s.prepare(f.batch)
 	if attaches > 1 {
 		req.Attaches = attaches
 	}
 	req.Rest = min(rest, tracer.MaxRest)
-	f.running = s.overdue(f.batch[0], s.cfg.Now())
 	req.Running = f.running
 	s.flights = append(s.flights, f)
 	begun := make(chan struct{})
@@ -201,12 +201,11 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 		}
 	}
 	done := len(report.Results) - len(undone)
-	switch {
-	case len(reaped) == 0:
-	case f.running && s.retryWait > 0: // all that was tried before it was overdue was in vain
-		s.tries = 0
-	default:
+	if len(reaped) > 0 {
 		s.tries = min(s.tries+1, quickTries)
+		if f.running && s.retryWait > 0 { // all that was tried before it was overdue was in vain
+			s.tries = 0
+		}
 	}
 	switch {
 	case report.Reason == "":

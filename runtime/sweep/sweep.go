@@ -114,8 +114,8 @@ const (
 	// What comes from PID 1 being at work is over in a moment.
 	quickFirst = 20 * time.Millisecond
 	quickMax   = 500 * time.Millisecond
-	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long; not at all,
-	// and at once after quickMax, below a PID 1 that had to be stopped in the middle of its work the last time.
+	// quickTries is how often it is tried again in the same sweep, the first time after quickWait and then after twice as long. Below a PID 1
+	// that had to be stopped in the middle of its work the last time it is not tried again before quickMax.
 	quickTries = 3
 	quickWait  = time.Millisecond
 )

@@ -185,6 +185,13 @@ func answerAll(o tracer.Outcome, reason tracer.Reason) func(tracer.Request) trac
 	}
 }
 
+// answerBusy declines the whole request, PID 1 being at work.
+func answerBusy(req tracer.Request) tracer.Report {
+	rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
+	rep.Attached, rep.Attaches, rep.Reason = false, 0, tracer.ReasonBusy
+	return rep
+}
+
 // clock is the time of a sweeper, moved by hand.
 type clock struct{ now time.Time }
 
@@ -440,11 +447,7 @@ func TestRefusalIsTriedAgainWithBackOff(t *testing.T) {
 		t.Errorf("running threads: asked for at first: %v, in the end: %v; want false and true", r.requests[0].Running, r.requests[len(r.requests)-1].Running)
 	}
 	// A whole request that is declined is put off in the same way, and its reason counted.
-	r.answer = func(req tracer.Request) tracer.Report {
-		rep := answerAll(tracer.Left, tracer.ReasonDeclined)(req)
-		rep.Attached, rep.Attaches, rep.Reason = false, 0, tracer.ReasonBusy
-		return rep
-	}
+	r.answer = answerBusy
 	c.now = c.now.Add(time.Minute)
 	mustSweep(t, s)
 	if n := s.Stats().Refusals[tracer.ReasonBusy]; n < 1 || n > 5 {

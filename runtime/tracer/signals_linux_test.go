@@ -104,13 +104,13 @@ func TestTransparencySignals(t *testing.T) {
 			close(stop)
 			<-stopped
 			v.poke()
-			line, ended := "", false
-			for !ended {
-				if line, ended = strings.CutPrefix(v.line("done"), "done "); !ended && line == "cont" {
-					undone++ // taken back when it was over already
-				} else if !ended {
-					t.Fatalf("PID 1 says %q", line)
-				}
+			line := v.line("done")
+			for ; line == "cont"; line = v.line("done") {
+				undone++ // taken back when it was over already
+			}
+			line, ended := strings.CutPrefix(line, "done ")
+			if !ended {
+				t.Fatalf("PID 1 says %q", line)
 			}
 			t.Logf("%s; %d stops, %d taken back; %d attaches in %v, %d reaped, reasons %v", line, rounds+undone, undone, sum.attached, sum.calls, sum.reaped, sum.reasons)
 			r := sitReport{}
