@@ -125,8 +125,6 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 		}
 		if cause := ctx.Err(); cause != nil {
 			err = cause
-		} else if errors.Is(err, errProtocol) || errors.Is(err, errLineTooLong) {
-			w.kill()
 		}
 		c.retire(w)
 		if isGone(err) {
@@ -383,10 +381,6 @@ func deadlineError(err error) error {
 	return err
 }
 
-func (w *worker) kill() {
-	_ = w.cmd.Process.Kill() // by pidfd where the kernel has them, so that a reaped PID cannot be hit
-}
-
 // end closes the worker's standard input, which tells it to go, and waits; a worker that does not go is killed.
 func (w *worker) end() {
 	w.stdin.Close()
@@ -399,7 +393,7 @@ func (w *worker) end() {
 		for began := time.Now(); w.journal.phase() != phaseIdle && time.Since(began) < killGrace; {
 			time.Sleep(time.Millisecond)
 		}
-		w.kill()
+		_ = w.cmd.Process.Kill() // by pidfd where the kernel has them, so that a reaped PID cannot be hit
 		<-w.exited
 	}
 	_ = w.journal.Close()

@@ -252,6 +252,35 @@ func TestBadWorkers(t *testing.T) {
 	}
 }
 
+// A worker that is not to be used any more is not killed in the middle of an attach, whatever it has said.
+func TestNotKilledInAnAttach(t *testing.T) {
+	t.Parallel()
+	marker := filepath.Join(t.TempDir(), "go")
+	c := NewClient(script(t, "read line; until [ -e "+marker+" ]; do sleep 0.01; done; echo nonsense; exec sleep 100"))
+	failed := make(chan error, 1)
+	go func() {
+		_, err := c.Reap(t.Context(), someRequest())
+		failed <- err
+	}()
+	eventually(t, "a worker", func() bool { return c.WorkerPID() != 0 })
+	w := c.w
+	pid := w.cmd.Process.Pid
+	w.journal.page.phase.Store(uint32(phaseAttached))
+	if err := os.WriteFile(marker, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; !errors.Is(err, errProtocol) {
+		t.Errorf("error %v", err)
+	}
+	time.Sleep(killGrace + killGrace/4)
+	if !alive(pid) {
+		t.Error("it was killed with the journal open")
+	}
+	w.journal.page.phase.Store(uint32(phaseIdle))
+	eventually(t, "its end", func() bool { return !alive(pid) })
+	c.Close()
+}
+
 // TestDeadline: the caller gets its answer in time, the worker more of it.
 func TestDeadline(t *testing.T) {
 	c := NewClient(script(t, "read line; sleep 1; echo done > "+filepath.Join(t.TempDir(), "x")+"; exec sleep 100"))

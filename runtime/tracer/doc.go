@@ -39,5 +39,5 @@
 // the process of the request; it is the namespace's init in practice, and anything else that adopts children works as
 // well.
 //
-// Only amd64 can be served so far ([Supported]).
+// amd64 and arm64 are served; elsewhere every request is declined ([Supported]).
 package tracer

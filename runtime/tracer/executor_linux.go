@@ -147,12 +147,6 @@ func settle(f *liveFacts, t *targets, results []Result) (done int) {
 		default:
 			t.todo[i] = false
 			done++
-			// Only status says so, which may not have been read before.
-			if r.Reason == ReasonNotZombie {
-				if st, err := f.zombieStatus(i); err == nil && st.TracerPid != 0 {
-					r.Reason = ReasonZombieTraced
-				}
-			}
 		}
 		f.drop(i)
 	}
@@ -217,7 +211,6 @@ func (e *executor) prepare(req Request, f *liveFacts, t *targets, want int, rest
 			return p, no(ReasonBusy, "no thread is parked")
 		}
 	}
-	f.openNamespace()
 	if err := o.zombies(req, f, t, want, results); err != nil {
 		return p, err
 	}

@@ -525,29 +525,39 @@ func TestStopFromOutside(t *testing.T) {
 	}
 }
 
+// A zombie with a tracer is left to that, also where PID 1 itself is it (a debugger as PID 1), which waitid would not tell from a parent.
 func TestZombieTraced(t *testing.T) {
-	v := startVictim(t, "zombie-traced")
-	v.expect("ready")
-	v.parked("poll")
-	var z Zombie
-	eventually(t, "a traced zombie", func() bool {
-		kids, _ := liveProc.ThreadChildren(v.pid, v.pid)
-		for _, pid := range kids {
-			st, err := liveProc.Status(pid)
-			if err == nil && st.State == procfs.StateZombie && st.TracerPid != 0 {
-				stat, _ := liveProc.Stat(pid)
-				z = Zombie{PID: pid, StartTime: stat.StartTime, NSPID: st.NSpid[len(st.NSpid)-1]}
-				return true
+	for _, tc := range []struct{ name, itself string }{{"by another process", "0"}, {"by PID 1 itself", "1"}} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := startVictim(t, "zombie-traced", tc.itself)
+			v.expect("ready")
+			v.parked("poll")
+			var z Zombie
+			eventually(t, "a traced zombie", func() bool {
+				kids, _ := liveProc.ThreadChildren(v.pid, v.pid)
+				for _, pid := range kids {
+					st, err := liveProc.Status(pid)
+					if err == nil && st.State == procfs.StateZombie && st.TracerPid != 0 {
+						stat, _ := liveProc.Stat(pid)
+						z = Zombie{PID: pid, StartTime: stat.StartTime, NSPID: st.NSpid[len(st.NSpid)-1]}
+						return true
+					}
+				}
+				return false
+			})
+			rep := reap(t, newClient(t), v.request(z))
+			if rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
+				t.Errorf("report %+v", rep)
 			}
-		}
-		return false
-	})
-	rep := reap(t, newClient(t), v.request(z))
-	if rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
-		t.Errorf("report %+v", rep)
+			v.poke()
+			v.expect("woken")
+			if tc.itself == "1" {
+				if got, want := v.expect("its tracer"), "is told of signal 9"; got != want {
+					t.Errorf("its tracer %s, want %q", got, want)
+				}
+			}
+		})
 	}
-	v.poke()
-	v.expect("woken")
 }
 
 func TestTraced(t *testing.T) {

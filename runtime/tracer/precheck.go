@@ -52,8 +52,6 @@ func (o *observer) process(req Request) error {
 type zombieReader interface {
 	zombieStat(i int) (procfs.Stat, error)
 	zombieStatus(i int) (procfs.Status, error)
-	// zombieNumber is a shorter way to the number that the parent knows it by, 0 where there is none.
-	zombieNumber(i int) procfs.NSPID
 }
 
 // inside finds out which of its numbers PID 1 has in its own namespace.
@@ -113,20 +111,9 @@ func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, le
 	if why = zombieStat(stat, err, parent, z); why != "" {
 		return 0, why, err
 	}
-	// Whether it has a tracer, which only status says, is then seen by what waitid makes of it.
-	if nspid = read.zombieNumber(i); nspid > 0 {
-		return nspid, sameNumber(nspid, z), nil
-	}
 	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })
 	nspid, why = zombieStatus(status, err, level, z)
 	return nspid, why, err
-}
-
-func sameNumber(nspid procfs.NSPID, z Zombie) Reason {
-	if z.NSPID != 0 && nspid != z.NSPID {
-		return ReasonWrongNSPID
-	}
-	return ""
 }
 
 // settled repeats a read that made no sense: the status of a task that is being released says NSpid 0, and the next read
@@ -168,14 +155,15 @@ func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID
 		return 0, ReasonVanished
 	case err != nil:
 		return 0, ReasonInternal
+	// Be it the parent: waitid would take from it what it waits for as a tracer (wait_consider_task() in kernel/exit.c).
 	case s.TracerPid != 0:
 		return 0, ReasonZombieTraced
 	}
 	nspid, ok := s.At(level)
-	if !ok {
-		return 0, ReasonWrongNSPID
+	if !ok || z.NSPID != 0 && nspid != z.NSPID {
+		return nspid, ReasonWrongNSPID
 	}
-	return nspid, sameNumber(nspid, z)
+	return nspid, ""
 }
 
 // parked reports whether a thread of the process is not running, or whether that cannot be told.

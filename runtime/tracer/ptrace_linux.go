@@ -305,7 +305,6 @@ type liveFacts struct {
 	tid     procfs.HostPID
 	zombies []zombieFiles
 	self    int // stat of PID 1
-	ns      int // the PID namespace of PID 1
 	buf     []byte
 }
 
@@ -314,7 +313,7 @@ type liveFacts struct {
 type zombieFiles struct{ pidfd, stat, status int }
 
 func newLiveFacts(o *observer, req Request) *liveFacts {
-	f := &liveFacts{o: o, req: req, zombies: make([]zombieFiles, len(req.Zombies)), self: -1, ns: -1, buf: make([]byte, 8192)}
+	f := &liveFacts{o: o, req: req, zombies: make([]zombieFiles, len(req.Zombies)), self: -1, buf: make([]byte, 8192)}
 	for i := range f.zombies {
 		f.zombies[i] = zombieFiles{-1, -1, -1}
 	}
@@ -350,30 +349,6 @@ func (f *liveFacts) zombieStatus(i int) (s procfs.Status, err error) {
 	return procfs.ParseStatus(data)
 }
 
-// nsGetTGIDInPIDNS is NS_GET_TGID_IN_PIDNS (include/uapi/linux/nsfs.h, Linux 6.11).
-const nsGetTGIDInPIDNS = 0x8004_b709
-
-// zombieNumber implements zombieReader: one call instead of a status of a thousand characters. Its answer is about the process of the pidfd,
-// like what the files say.
-func (f *liveFacts) zombieNumber(i int) procfs.NSPID {
-	if f.ns < 0 {
-		return 0
-	}
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(f.ns), nsGetTGIDInPIDNS, uintptr(f.req.Zombies[i].PID))
-	if errno != 0 {
-		return 0
-	}
-	return procfs.NSPID(n)
-}
-
-// openNamespace makes zombieNumber work, where the kernel and the rights of the worker allow it.
-func (f *liveFacts) openNamespace() {
-	if f.ns >= 0 {
-		return
-	}
-	f.ns, _ = unix.Open("/proc/"+f.req.PID.String()+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-}
-
 // open prepares for the attach of that plan.
 func (f *liveFacts) open(p *plan) (err error) {
 	if f.tid = p.tid; f.self >= 0 {
@@ -400,10 +375,8 @@ func (f *liveFacts) close() {
 	for i := range f.zombies {
 		f.drop(i)
 	}
-	for _, fd := range [...]int{f.self, f.ns} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	if f.self >= 0 {
+		unix.Close(f.self)
 	}
 }
 

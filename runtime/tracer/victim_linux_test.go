@@ -438,7 +438,6 @@ type zombiesOf struct {
 }
 
 func (z zombiesOf) zombieStat(i int) (procfs.Stat, error) { return z.o.proc.Stat(z.req.Zombies[i].PID) }
-func (z zombiesOf) zombieNumber(int) procfs.NSPID         { return 0 }
 func (z zombiesOf) zombieStatus(i int) (procfs.Status, error) {
 	return z.o.proc.Status(z.req.Zombies[i].PID)
 }

@@ -446,31 +446,49 @@ static void nested(void)
 	pause();
 }
 
-// zombie-traced: an orphan that is being traced by a process that does not wait for it.
-static void zombie_traced(void)
+// traced_orphan leaves a zombie behind that the caller traces, and has not waited for.
+static pid_t traced_orphan(void)
 {
-	int fd[2], ack[2];
-	if (pipe(fd) < 0 || pipe(ack) < 0)
+	int fd[2];
+	if (pipe(fd) < 0)
 		die("pipe");
-	pid_t tracer = xfork();
-	if (tracer == 0) {
-		pid_t mid = xfork();
-		if (mid == 0) {
-			pid_t o = xfork();
-			if (o == 0)
-				for (;;)
-					pause();
-			if (write(fd[1], &o, sizeof o) != sizeof o)
-				_exit(1);
-			_exit(0);
-		}
-		pid_t o;
-		if (read(fd[0], &o, sizeof o) != sizeof o)
+	pid_t mid = xfork();
+	if (mid == 0) {
+		pid_t o = xfork();
+		if (o == 0)
+			for (;;)
+				pause();
+		if (write(fd[1], &o, sizeof o) != sizeof o)
 			_exit(1);
-		xwait(mid);
-		if (ptrace(PTRACE_SEIZE, o, 0, 0) < 0)
-			_exit(1);
-		kill(o, SIGKILL);
+		_exit(0);
+	}
+	pid_t o;
+	if (read(fd[0], &o, sizeof o) != sizeof o)
+		_exit(1);
+	xwait(mid);
+	if (ptrace(PTRACE_SEIZE, o, 0, 0) < 0)
+		_exit(1);
+	kill(o, SIGKILL);
+	return o;
+}
+
+// zombie-traced: an orphan that is being traced by a process that does not wait for it: PID 1 itself, or another.
+static void zombie_traced(int itself)
+{
+	if (itself) {
+		pid_t o = traced_orphan();
+		park();
+		int st = -1;
+		if (waitpid(o, &st, __WALL | WNOHANG) != o)
+			die("waitpid");
+		say("its tracer is told of signal %d", WIFSIGNALED(st) ? WTERMSIG(st) : -1);
+		pause();
+	}
+	int ack[2];
+	if (pipe(ack) < 0)
+		die("pipe");
+	if (xfork() == 0) {
+		traced_orphan();
 		if (write(ack[1], "x", 1) != 1)
 			_exit(1);
 		for (;;)
@@ -628,7 +646,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(mode, "nested")) {
 		nested();
 	} else if (!strcmp(mode, "zombie-traced")) {
-		zombie_traced();
+		zombie_traced(n);
 	} else if (!strcmp(mode, "vfork")) {
 		orphans(n);
 		say("ready");
