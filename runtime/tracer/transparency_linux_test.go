@@ -111,6 +111,7 @@ type sitter struct {
 	call    string
 	other   string // the call of the other thread, or "-"
 	timeout time.Duration
+	running bool // ask for it to be stopped in the middle of its work
 	nrs     []int64
 	reports map[string]sitReport // by call
 	end     sitReport
@@ -413,7 +414,9 @@ func (s *sitter) pester(c *Client, zs []Zombie, n int, pace time.Duration) *tall
 		if s.poll(); s.reports[s.call] != nil {
 			break
 		}
-		rep := reap(s.t, c, s.request(zs[0]))
+		req := s.request(zs[0])
+		req.Running = s.running
+		rep := reap(s.t, c, req)
 		sum.add(rep)
 		switch rep.Results[0].Outcome {
 		case Reaped:
@@ -533,6 +536,33 @@ func (s *sitter) checkTally(sum *tally, taken bool, seat seat, requests int) {
 		if name != "restart_syscall" && !strings.HasPrefix(of, name) && !s.isOver(name) {
 			s.t.Errorf("%d attaches to a thread in %s, want %s", n, name, of)
 		}
+	}
+}
+
+// TestTransparencyRunning: nor does a PID 1 notice anything that never sits in a call and is stopped in the middle of its work: in a loop
+// without calls, which is let go as it was, and at the entry of calls that return at once.
+func TestTransparencyRunning(t *testing.T) {
+	for _, tc := range []struct {
+		call, in string // in: the call that it is made to reap at; "" for none
+	}{{"spin", ""}, {"epoll_pwait-busy", "epoll_pwait"}} {
+		t.Run(tc.call, func(t *testing.T) {
+			requests := transparencyRequests(t)
+			s := startSitter(t, tc.call, "-", "leader", requests, 0)
+			s.running = true
+			sum := s.pester(newClient(t), s.orphans(requests), requests, 0)
+			s.finish(patience)
+			for _, f := range s.faults(bounds{attached: sum.attached, stopped: sum.stopped}) {
+				t.Errorf("PID 1 noticed: %s", f)
+			}
+			t.Logf("%d attaches in %v, %d reaped, %v at most, reasons %v; %v", sum.attached, sum.calls, sum.reaped,
+				sum.longest.Round(time.Microsecond), sum.reasons, s.reports)
+			if sum.attached < requests {
+				t.Errorf("%d attaches, want %d", sum.attached, requests)
+			}
+			if want := min(1, len(tc.in)); min(sum.reaped, 1) != want || sum.reaped > 0 && sum.calls[tc.in] < sum.reaped {
+				t.Errorf("%d reaped in %v, want it in %q", sum.reaped, sum.calls, tc.in)
+			}
+		})
 	}
 }
 
