@@ -351,15 +351,15 @@ static void restless(void)
 		;
 }
 
-// seccomp-hammer: hardly ever out of poll, and tries a forbidden call whenever it is.
-static void seccomp_hammer(int n)
+// seccomp-hammer: hardly ever out of poll, and tries a forbidden call whenever it is. seccomp-busy: never in it for long.
+static void seccomp_hammer(int n, int ms)
 {
 	orphans(n);
 	filter(SYS_getppid, SECCOMP_RET_ERRNO | EPERM);
 	say("ready");
 	long tries = 0, passed = 0;
 	struct pollfd p = { .fd = 0, .events = POLLIN };
-	while (poll(&p, 1, 1) == 0) {
+	while (poll(&p, 1, ms) == 0) {
 		for (int i = 0; i < 50; i++, tries++)
 			if (syscall(SYS_getppid) >= 0)
 				passed++;
@@ -608,7 +608,9 @@ int main(int argc, char **argv)
 		park();
 		pause();
 	} else if (!strcmp(mode, "seccomp-hammer")) {
-		seccomp_hammer(n);
+		seccomp_hammer(n, 1);
+	} else if (!strcmp(mode, "seccomp-busy")) {
+		seccomp_hammer(n, 0);
 	} else if (!strcmp(mode, "seccomp-kill")) {
 		orphans(n);
 		filter(SYS_waitid, SECCOMP_RET_KILL_PROCESS);
