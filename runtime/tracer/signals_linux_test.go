@@ -16,14 +16,14 @@ import (
 
 // TestTransparencySignals: signals that come while PID 1 is made to reap are neither lost nor doubled nor put out of order,
 // and each ends the call that PID 1 sits in as it would without us: timers, real-time signals with numbers from outside,
-// its own children's ends, SIGTERM, and a stop from outside with its continuation.
+// its own children's ends, SIGTERM, and a stop from outside with its continuation. A call whose handlers have SA_RESTART goes on.
 func TestTransparencySignals(t *testing.T) {
 	const (
 		orphans  = 300
 		interval = 5 * time.Millisecond
 		atLeast  = 5 // rounds of SIGTERM and of SIGSTOP with SIGCONT, and more until something has been reaped
 	)
-	for _, call := range []string{"futex", "ppoll", "epoll_pwait", "clock_nanosleep", "pselect6", "rt_sigsuspend", "rt_sigtimedwait"} {
+	for _, call := range []string{"futex", "ppoll", "epoll_pwait", "clock_nanosleep", "pselect6", "rt_sigsuspend", "rt_sigtimedwait", "futex-restart", "wait4-restart"} {
 		t.Run(call, func(t *testing.T) {
 			v := startPID1(t, compileVictim(t, "signals"), call, strconv.Itoa(orphans), strconv.FormatInt(interval.Microseconds(), 10))
 			rt, err := strconv.Atoi(v.expect("ready"))
@@ -103,7 +103,11 @@ func TestTransparencySignals(t *testing.T) {
 			}
 			close(stop)
 			<-stopped
-			v.poke()
+			if strings.HasSuffix(call, "-restart") {
+				unix.Kill(int(v.pid), unix.SIGUSR1)
+			} else {
+				v.poke()
+			}
 			line := v.line("done")
 			for ; line == "cont"; line = v.line("done") {
 				undone++ // taken back when it was over already

@@ -10,7 +10,8 @@
 //	RT to RT+2    with consecutive numbers, counted for each
 //	SIGTERM, SIGCONT
 //
-// No handler has SA_RESTART, so that each ends the call with EINTR, and nothing else may.
+// No handler has SA_RESTART, so that each ends the call with EINTR, and nothing else may. With a CALL that ends in "-restart" all have it, and
+// nothing ends the call but SIGUSR1, which is then what it waits for in place of the byte.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,6 +35,8 @@ static timer_t timer;
 static volatile int64_t alarms;
 static volatile long terms, conts, rts, disorder, odd_code, kids, reaped, runs;
 static volatile int next[3];
+static volatile int finish;
+static int restart;
 static volatile pid_t kid[KIDS];
 static volatile int kid_code[KIDS];
 static volatile int64_t last_run;
@@ -47,6 +50,10 @@ static int64_t now_us(void)
 
 static void note(const char *s) { if (write(1, s, strlen(s)) < 0) _exit(98); }
 
+static void start_kid(void);
+
+static void on_finish(int sig) { (void)sig; finish = 1; }
+
 static void handler(int sig, siginfo_t *si, void *uc)
 {
 	(void)uc;
@@ -57,6 +64,8 @@ static void handler(int sig, siginfo_t *si, void *uc)
 		if (si->si_code != SI_TIMER)
 			odd_code++;
 		alarms += 1 + timer_getoverrun(timer);
+		if (restart && alarms % 8 == 0)
+			start_kid();
 	} else if (sig == SIGTERM) {
 		terms++;
 		note("term\n");
@@ -102,6 +111,7 @@ static void start_kid(void)
 
 static const char *name;
 static int epfd;
+static pid_t living;
 static sigset_t none, never;
 
 static long call(void)
@@ -111,7 +121,9 @@ static long call(void)
 	struct epoll_event ev;
 	siginfo_t si;
 	long r;
-	if (!strcmp(name, "futex"))
+	if (!strcmp(name, "wait4-restart"))
+		r = syscall(SYS_wait4, living, NULL, 0, NULL);
+	else if (!strcmp(name, "futex") || !strcmp(name, "futex-restart"))
 		r = syscall(SYS_futex, &word, FUTEX_WAIT, 0, NULL, NULL, 0);
 	else if (!strcmp(name, "ppoll"))
 		r = syscall(SYS_ppoll, NULL, 0, &long_time, &none, 8);
@@ -136,6 +148,7 @@ int main(int argc, char **argv)
 		return 2;
 	name = argv[1];
 	epfd = epoll_create1(0);
+	restart = strstr(name, "-restart") != NULL;
 	int own_mask = !strcmp(name, "ppoll") || !strcmp(name, "epoll_pwait") || !strcmp(name, "rt_sigsuspend");
 	sigset_t all;
 	sigfillset(&all);
@@ -145,10 +158,12 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &never, NULL);
 	int sigs[] = { SIGALRM, SIGTERM, SIGCONT, SIGCHLD, SIGRTMIN + 1, SIGRTMIN + 2, SIGRTMIN + 3 };
 	for (unsigned i = 0; i < sizeof sigs / sizeof *sigs; i++) {
-		struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO };
+		struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | (restart ? SA_RESTART : 0) };
 		sigfillset(&sa.sa_mask);
 		sigaction(sigs[i], &sa, NULL);
 	}
+	struct sigaction last = { .sa_handler = on_finish };
+	sigaction(SIGUSR1, &last, NULL);
 	sigset_t usual;
 	sigprocmask(SIG_SETMASK, &all, &usual);
 	pid_t mid = fork();
@@ -160,6 +175,9 @@ int main(int argc, char **argv)
 		_exit(0);
 	}
 	waitpid(mid, NULL, 0);
+	if (restart && (living = fork()) == 0)
+		for (;;)
+			pause();
 	struct sigevent se = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM };
 	long every = atol(argv[3]);
 	if (timer_create(CLOCK_MONOTONIC, &se, &timer))
@@ -183,6 +201,12 @@ int main(int argc, char **argv)
 		long r = call();
 		int64_t end = now_us();
 		calls++;
+		if (finish && r == -EINTR)
+			break;
+		if (restart) {
+			other++;
+			continue;
+		}
 		if (r == -EINTR && runs == before)
 			spurious++;
 		else if (r != -EINTR && !(r == 0 && !strcmp(name, "clock_nanosleep")))
@@ -211,7 +235,7 @@ int main(int argc, char **argv)
 	int64_t high = now_us();
 	// One that has expired since the signals were blocked is lost with the timer.
 	int64_t min = (low - began) / every - 1, max = (high - began) / every;
-	if (low - last_run > 1000000)
+	if (!restart && low - last_run > 1000000)
 		late++;
 	sigprocmask(SIG_SETMASK, &quiet, NULL);
 	for (int i = 0; i < 2000 && reaped < kids; i++) // a SIGCHLD each, or none was lost
