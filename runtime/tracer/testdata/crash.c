@@ -206,11 +206,15 @@ int main(int argc, char **argv)
 	else if (IS("waitid")) { nr = SYS_waitid; ARGS(P_PID, other, P(&si), WEXITED, 0); }
 	else if (IS("waitid-pidfd")) { nr = SYS_waitid; ARGS(P_PIDFD, pidfd, P(&si), WEXITED, 0); }
 	else if (IS("epoll-pwait")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, P(-1), P(&inner), 8); }
+	else if (IS("epoll-busy")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, P(-1), P(&inner), 8); }
+	else if (IS("epoll-pwait2")) { nr = SYS_epoll_pwait2; ARGS(ep, P(&ev), 1, 0, 0, 8); }
+	else if (IS("epoll-pwait2-timeout")) { nr = SYS_epoll_pwait2; ARGS(ep, P(&ev), 1, P(&ts), 0, 8); }
 	else if (IS("epoll-pwait-timeout")) { nr = SYS_epoll_pwait; ARGS(ep, P(&ev), 1, 7200000, 0, 8); }
 	else if (IS("nanosleep")) { nr = SYS_nanosleep; ARGS(P(&ts), 0); }
 	else if (IS("clock-nanosleep")) { nr = SYS_clock_nanosleep; ARGS(CLOCK_MONOTONIC, 0, P(&ts), 0); }
 	else if (IS("clock-nanosleep-abs")) { nr = SYS_clock_nanosleep; ARGS(CLOCK_MONOTONIC, TIMER_ABSTIME, P(&abs), 0); }
 	else if (IS("sigsuspend")) { nr = SYS_rt_sigsuspend; ARGS(P(&inner), 8); }
+	else if (IS("pselect6-timeout")) { nr = SYS_pselect6; ARGS(pipefd[0] + 1, P(&fds), 0, 0, P(&ts), 0); }
 	else if (IS("pselect6")) { nr = SYS_pselect6; ARGS(pipefd[0] + 1, P(&fds), 0, 0, 0, P(&sixth)); }
 #if defined(__x86_64__)
 	else if (IS("poll")) { nr = SYS_poll; ARGS(P(&pfd), 1, P(-1)); }
@@ -230,6 +234,9 @@ int main(int argc, char **argv)
 	else
 		die(name);
 	int eintr = !strncmp(name, "epoll", 5); // after any stop
+	int busy = IS("epoll-busy"); // there is always something to read
+	if (busy && write(pipefd[1], "x", 1) != 1)
+		die("write");
 
 	static int silent[2];
 	if (pipe(silent) < 0)
@@ -249,7 +256,9 @@ int main(int argc, char **argv)
 		sigprocmask(SIG_SETMASK, NULL, &mask2);
 		si.si_status = -1;
 		int own_ok = waitid(P_PID, own, &si, WEXITED | WNOHANG | WNOWAIT) == 0 && si.si_status == OWN_CODE;
-		if (eintr && ret == -EINTR && !bad && usr1 == seen)
+		if (eintr && ret == -EINTR && !bad && (usr1 == seen || busy))
+			continue;
+		if (busy && ret == 1 && !bad && own_ok && usr1 == seen)
 			continue;
 		seen = usr1;
 		int nice, resets;
