@@ -211,6 +211,60 @@ func TestBusyLeak(t *testing.T) {
 	}
 }
 
+// TestPauseUnderAttaches: a container that is paused while its zombies are reaped is not frozen in the middle of an attach: its PID 1 would have
+// the registers of another call for as long as it is.
+func TestPauseUnderAttaches(t *testing.T) {
+	const (
+		pauses = 8
+		pause  = 1300 * time.Millisecond // longer than the tracer waits for a stop
+	)
+	d := daemon(t)
+	events := subscribe(t, d)
+	c := run(t, d, harness.Spec{Runtime: reaper(t), Args: []string{"/bin/pause1", "poll"}})
+	storm, err := c.StartExec(t.Context(), "/bin/storm", "-n", "0", "-j", "1", "-r", "5000", "-m", "60000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	paused := false
+	defer func() { // a frozen container cannot be killed
+		if paused {
+			_ = c.Task.Resume(context.WithoutCancel(t.Context()))
+		}
+	}()
+	// Until the first are due; from then on PID 1 is in the middle of an attach for a good part of the time.
+	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
+		return len(events.OrphanExits(c.ID())) > 0, "nothing reaped so far"
+	})
+	for i := range pauses {
+		time.Sleep(time.Duration(50+17*i%100) * time.Millisecond) // at another place of a sweep each time
+		paused = true
+		if err := c.Task.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(pause)
+		if err := c.Task.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		paused = false
+	}
+	if err := storm.Kill(t.Context(), syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	if _, err := storm.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	workedOff(t, c, 0, time.Minute, func() {})
+	final := finalStats(t, events, c)
+	t.Logf("%d reaped in %d attaches, longest stop %v, refusals %v", final.GetReapedByTracer(), final.GetAttaches(),
+		final.GetLongestStop().AsDuration(), final.GetRefusals())
+	if n := final.GetRefusals()["timeout"]; n > 0 {
+		t.Errorf("PID 1 was frozen in the middle of %d attaches", n)
+	}
+	if final.GetAttaches() < pauses {
+		t.Errorf("%d attaches for %d pauses: the test shows little", final.GetAttaches(), pauses)
+	}
+}
+
 // TestStormLong begins with 100,000 zombies below one PID 1, found all at once, and goes on with two leaks: one of 2,000 orphans a
 // second, whose backlog stays at what leaks within three seconds, and one as fast as the machine can fork, whose backlog grows at first and
 // then no more: what leaks and who reaps share the CPUs.

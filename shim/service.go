@@ -452,11 +452,20 @@ func (s *service) forget(id string) {
 
 // Pause freezes the container; its PID namespace is not swept until it is resumed.
 func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	t := s.task(r.ID)
+	if t == nil {
+		return s.TTRPCTaskService.Pause(ctx, r)
+	}
+	w := s.watcherOf(t)
+	if w == nil {
+		return s.TTRPCTaskService.Pause(ctx, r)
+	}
+	was := w.pause(t)
+	w.gate.Lock() // until what is under way has ended
+	defer w.gate.Unlock()
 	resp, err := s.TTRPCTaskService.Pause(ctx, r)
-	if t := s.task(r.ID); err == nil && t != nil {
-		if w := s.watcherOf(t); w != nil {
-			w.pause(t)
-		}
+	if err != nil && !was {
+		w.resume(t)
 	}
 	return resp, err
 }

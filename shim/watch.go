@@ -21,6 +21,7 @@ type watcher struct {
 	asks  chan *ask // see reaper.go
 	stop  context.CancelFunc
 	done  chan struct{}
+	gate  gate
 
 	mu      sync.Mutex
 	members map[string]*task // by ID: the owner and those that joined its namespace
@@ -36,7 +37,34 @@ const kickDelay = 100 * time.Millisecond
 // kickShare times the length of the last look passes at least until the next.
 const kickShare = 2
 
+// gate lets no attach be under way while a task is being frozen: frozen in the middle of one, PID 1 keeps the registers of another call for
+// as long as it is.
+type gate struct {
+	sync.RWMutex
+	reaper sweep.Reaper
+}
+
+// Reap implements sweep.Reaper.
+func (g *gate) Reap(ctx context.Context, req tracer.Request) (tracer.Report, error) {
+	g.RLock()
+	defer g.RUnlock()
+	return g.reaper.Reap(ctx, req)
+}
+
 func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
+	w := &watcher{
+		s:       s,
+		owner:   owner,
+		kicks:   make(chan struct{}, 1),
+		asks:    make(chan *ask),
+		done:    make(chan struct{}),
+		members: map[string]*task{owner.id: owner},
+		paused:  make(map[string]bool),
+		gate:    gate{reaper: r},
+	}
+	if r != nil {
+		r = &w.gate
+	}
 	sweeper, err := sweep.New(sweep.Config{
 		Proc:          s.proc,
 		Init:          owner.init,
@@ -55,16 +83,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watcher{
-		s:       s,
-		owner:   owner,
-		kicks:   make(chan struct{}, 1),
-		asks:    make(chan *ask),
-		stop:    cancel,
-		done:    make(chan struct{}),
-		members: map[string]*task{owner.id: owner},
-		paused:  make(map[string]bool),
-	}
+	w.stop = cancel
 	go w.run(ctx, sweeper, timer)
 	return w, nil
 }
@@ -91,11 +110,13 @@ func (w *watcher) leave(t *task) {
 	delete(w.paused, t.id)
 }
 
-// pause keeps the namespace from being swept while a task in it is frozen; resume lifts that.
-func (w *watcher) pause(t *task) {
+// pause keeps the namespace from being swept while a task in it is frozen, and reports whether it was before; resume lifts that.
+func (w *watcher) pause(t *task) (was bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	was = w.paused[t.id]
 	w.paused[t.id] = true
+	return was
 }
 
 func (w *watcher) resume(t *task) {

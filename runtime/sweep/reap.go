@@ -174,6 +174,9 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 	now := s.cfg.Now()
 	for i, r := range report.Results {
 		z := batch[i]
+		if report.Repeated || report.Reason == tracer.ReasonTimeout { // an answer has been lost, or waitid was under way
+			z.tried = true
+		}
 		switch r.Outcome {
 		case tracer.Reaped:
 			s.stats.Reaped++

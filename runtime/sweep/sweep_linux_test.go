@@ -804,6 +804,24 @@ func TestAbsenceFromTheListIsNoEvidence(t *testing.T) {
 	}
 }
 
+// Where an answer was lost, what has vanished may have been reaped before, and says nothing of PID 1.
+func TestLostAnswerTeachesNothing(t *testing.T) {
+	p := startVictim(t)
+	vanished := answerAll(tracer.Vanished, tracer.ReasonVanished)
+	r := &recorder{answer: func(req tracer.Request) tracer.Report {
+		rep := vanished(req)
+		rep.Repeated = true
+		return rep
+	}}
+	s, c := p.sweeper(r, time.Second)
+	mustSweep(t, s)
+	p.do("session", "(sleep 0.05; exit 7) & exit 0")
+	sweepUntil(t, s, c, func(st sweep.Stats) bool { return st.Vanished > 0 })
+	if got := s.Stats().Grace; got != time.Second {
+		t.Errorf("grace %v, want %v", got, time.Second)
+	}
+}
+
 func TestLearnedGrace(t *testing.T) {
 	p := startVictim(t)
 	r := &recorder{answer: answerAll(tracer.Vanished, tracer.ReasonVanished)}

@@ -535,7 +535,8 @@ func (a *attach) parked(seen procfs.Syscall) error {
 }
 
 // catch takes a thread that runs from the event stop to the entry of a call that it could be parked in. At the entry stop nothing of the
-// call has been done: exchanged and put back, it is executed for the first time.
+// call has been done: exchanged and put back, it is executed for the first time. What is in a call that may not be touched is not stopped
+// any more: if it does not come out in time it is left to the end of this process, of which a running thread notices nothing.
 func (a *attach) catch() error {
 	if err := a.f.sameProcess(); err != nil {
 		return a.leave(err)
@@ -543,6 +544,7 @@ func (a *attach) catch() error {
 	var r registers
 	began := a.now()
 	sig := 0
+	inside := false // of a call that may not be touched
 	busy := func() error { return no(ReasonBusy, "thread %d enters no call that it could be parked in", a.p.tid) }
 	for {
 		if err := a.nativeRegs(&r); err != nil {
@@ -552,9 +554,16 @@ func (a *attach) catch() error {
 			return fmt.Errorf("resume to a system call: %w", err)
 		}
 		sig = 0
-		s, err := a.wait(catchWait)
-		if errors.Is(err, errStuck) {
-			// It computes, or sits in a call that it may not be stopped in: what interrupts it now is no more than any stop.
+		limit := catchWait
+		if inside {
+			limit = stopWait
+		}
+		s, err := a.wait(limit)
+		if errors.Is(err, errStuck) && inside {
+			a.stopped = a.now() // it has run since the first stop
+			return fmt.Errorf("wait for the end of a call that may not be touched: %w", err)
+		} else if errors.Is(err, errStuck) {
+			// It computes.
 			if err := a.t.interrupt(); err != nil {
 				return fmt.Errorf("interrupt: %w", err)
 			}
@@ -579,6 +588,7 @@ func (a *attach) catch() error {
 				return fmt.Errorf("get syscall info: %w", err)
 			}
 			if info.op == opExit {
+				inside = false
 				if a.now().Sub(began) > catchFor {
 					if err := a.letGo(0); err != nil {
 						return err
@@ -592,6 +602,7 @@ func (a *attach) catch() error {
 			}
 			c := classifyCall(a.entry.nr(), a.entry.args())
 			if info.op != opEntry || info.arch != auditArch || c.class == classUnsafe || covers(&a.p, c.waits) {
+				inside = true
 				continue
 			}
 			a.atEntry()
@@ -1384,6 +1395,7 @@ func (a *attach) letGo(sig int) error {
 		a.otherStop = a.otherStop || outside > 0
 	}
 	a.setHurry(false)
+	a.journal.disarm() // nothing that PID 1 does from here on is to be put back
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}

@@ -28,8 +28,10 @@ const (
 	killGrace = 2 * time.Second
 	// maxTries is how many workers may end before they answer a request.
 	maxTries = 3
-	// recoverPatience is for how long it is tried to put right what a dead worker has left behind.
+	// recoverPatience is for how long after Close it is tried to put right what a dead worker has left behind: until then for as long as it
+	// takes, since a container can be frozen for days. recoverPause is the longest time between two tries.
 	recoverPatience = time.Minute
+	recoverPause    = 10 * time.Second
 	// stderrWait is how long we look for the last words of a worker that is gone already.
 	stderrWait = 50 * time.Millisecond
 )
@@ -43,13 +45,14 @@ var ErrClosed = errors.New("tracer client closed")
 type Client struct {
 	path        string
 	args        []string
-	recoverArgs []string // tests replace it
+	recoverArgs []string      // tests replace it
+	patience    time.Duration // recoverPatience
 
 	slots chan struct{} // holds one for each request that a worker has been given
 
 	mu      sync.Mutex // guards what follows; taken only for moments
 	w       *worker
-	closed  bool
+	closed  chan struct{}  // closed by Close
 	retired sync.WaitGroup // workers that are on their way out
 
 	recovered atomic.Int64
@@ -58,7 +61,10 @@ type Client struct {
 
 // NewClient returns a client whose workers are started from the executable path with args. Nothing is started yet.
 func NewClient(path string, args ...string) *Client {
-	return &Client{path: path, args: args, recoverArgs: []string{"-recover"}, slots: make(chan struct{}, maxGiven)}
+	return &Client{
+		path: path, args: args, recoverArgs: []string{"-recover"}, patience: recoverPatience,
+		slots: make(chan struct{}, maxGiven), closed: make(chan struct{}),
+	}
 }
 
 // Recovered returns how many workers have died in the middle of an attach, so that something had to be put back.
@@ -121,6 +127,7 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 				case <-ctx.Done():
 				}
 			}
+			rep.Repeated = try > 1
 			return rep, nil
 		}
 		if cause := ctx.Err(); cause != nil {
@@ -145,7 +152,9 @@ func (c *Client) Reap(ctx context.Context, req Request) (Report, error) {
 // them has died in the middle of an attach to a process that is frozen.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	c.closed = true
+	if !c.isClosed() {
+		close(c.closed)
+	}
 	w := c.w
 	c.mu.Unlock()
 	if w != nil {
@@ -153,6 +162,15 @@ func (c *Client) Close() error {
 	}
 	c.retired.Wait()
 	return nil
+}
+
+func (c *Client) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 // isGone reports whether err says that the worker had ended before it answered.
@@ -163,7 +181,7 @@ func isGone(err error) bool {
 func (c *Client) worker() (w *worker, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.isClosed() {
 		return nil, ErrClosed
 	}
 	if c.w != nil {
@@ -301,14 +319,22 @@ func (c *Client) recover(journal *Journal, file *os.File) {
 	if journal.page.pinned.Load() == 1 {
 		c.inFlight.Add(1)
 	}
-	began := time.Now()
-	for nap := time.Millisecond; journal.phase() != phaseIdle && time.Since(began) < recoverPatience; nap *= 2 {
+	var end <-chan time.Time
+	closed := c.closed
+	for nap := time.Millisecond; journal.phase() != phaseIdle; nap = min(2*nap, recoverPause) {
 		// Who reaps it does not matter, nor how it ends: the journal says whether it has done its work.
 		if err := c.command(c.recoverArgs, file).Run(); err == nil {
 			continue
 		}
-		if journal.phase() != phaseIdle {
-			time.Sleep(min(nap, time.Second))
+		if journal.phase() == phaseIdle {
+			return
+		}
+		select {
+		case <-closed:
+			closed, end = nil, time.After(c.patience)
+		case <-end:
+			return
+		case <-time.After(nap):
 		}
 	}
 }

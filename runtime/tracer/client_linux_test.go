@@ -263,9 +263,10 @@ func TestNotKilledInAnAttach(t *testing.T) {
 		failed <- err
 	}()
 	eventually(t, "a worker", func() bool { return c.WorkerPID() != 0 })
-	w := c.w
-	pid := w.cmd.Process.Pid
-	w.journal.page.phase.Store(uint32(phaseAttached))
+	pid := c.WorkerPID()
+	journal := workerJournal(t, pid)
+	defer journal.Close()
+	journal.page.phase.Store(uint32(phaseAttached))
 	if err := os.WriteFile(marker, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +277,7 @@ func TestNotKilledInAnAttach(t *testing.T) {
 	if !alive(pid) {
 		t.Error("it was killed with the journal open")
 	}
-	w.journal.page.phase.Store(uint32(phaseIdle))
+	journal.page.phase.Store(uint32(phaseIdle))
 	eventually(t, "its end", func() bool { return !alive(pid) })
 	c.Close()
 }

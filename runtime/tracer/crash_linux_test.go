@@ -322,13 +322,80 @@ func (v *crashVictim) outlives(step, at, deed string, mode ...string) {
 	if v.some > 0 {
 		n = 60 // more than one attach can do
 	}
-	if _, err := v.dieAt(c, n, marker); err != nil {
+	rep, err := v.dieAt(c, n, marker)
+	if err != nil {
 		v.t.Error(err)
+	}
+	if err == nil && !rep.Repeated { // else what it had reaped is taken for the doing of PID 1
+		v.t.Error("the report does not say that another worker made it")
 	}
 	if c.Recovered() == 0 {
 		v.t.Error("nothing was recovered")
 	}
 	v.check()
+}
+
+// TestFrozenInFlight: PID 1 is frozen with a swap in flight, for longer than anybody waits. It is put right when it is thawed.
+func TestFrozenInFlight(t *testing.T) {
+	for _, step := range []string{"entry", "swapped", "waited"} {
+		t.Run(step, func(t *testing.T) {
+			v := startCrash(t, "poll", 0)
+			dir := freezer(t, v.victim)
+			marker := filepath.Join(t.TempDir(), "held")
+			c := hookedClient(step, "1", deedHold, marker)
+			c.patience = 0
+			defer c.Close()
+			zs := v.take(3)
+			reports := make(chan Report, 1)
+			go func() {
+				rep, err := v.reapDying(c, zs)
+				if err != nil {
+					t.Error(err)
+				}
+				reports <- rep
+			}()
+			eventually(t, "the worker is at "+step, func() bool { return done(marker) })
+			setFreezer(t, dir, "FROZEN")
+			time.Sleep(holdFor + swapWait + testutil.Slow(500*time.Millisecond))
+			setFreezer(t, dir, "THAWED")
+			t.Logf("%+v", <-reports)
+			eventually(t, "nothing left to be put right", func() bool {
+				st, err := liveProc.Status(v.pid)
+				return err == nil && st.TracerPid == 0 && st.State == procfs.StateSleeping && st.SigBlk != allSignals&^unblockable
+			})
+			v.check()
+		})
+	}
+}
+
+// TestRecoveryKeepsTheMask: a worker that dies right after the detach leaves a PID 1 that goes on, and may have changed its mask before
+// anybody looks after it.
+func TestRecoveryKeepsTheMask(t *testing.T) {
+	v := startVictim(t, "spin", "1") // not asleep: looked at more closely
+	v.expect("ready")
+	before, err := liveProc.Status(v.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := newJournalFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	j, err := OpenJournal(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	j.attached(v.pid, v.pid, v.start, v.start, true)
+	j.arm(&registers{}, &registers{}, &registers{}, before.SigBlk|1<<(unix.SIGUSR2-1))
+	newClient(t).recover(j, f)
+	if j.phase() != phaseIdle {
+		t.Errorf("phase %d after the recovery", j.phase())
+	}
+	if after, err := liveProc.Status(v.pid); err != nil || after.SigBlk != before.SigBlk || after.TracerPid != 0 {
+		t.Errorf("mask %#x, was %#x; traced by %d; %v", after.SigBlk, before.SigBlk, after.TracerPid, err)
+	}
 }
 
 // dieAt has n zombies reaped, again and again until the worker has come to the step and done its deed: on a busy machine an

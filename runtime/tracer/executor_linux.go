@@ -27,7 +27,7 @@ type executor struct {
 // newExecutor is for the calling OS thread.
 func newExecutor(opts options) *executor {
 	e := &executor{options: opts, look: newObserver(os.DirFS("/proc"), procfs.DirectFS("/sys/fs/cgroup"))}
-	e.hurry.journal = e.journal
+	e.hurry.journal, e.hurry.allowed = e.journal, mayHurry()
 	// Without either it works as well, only slower.
 	e.tick, _ = newTicker()
 	_ = unix.SchedGetaffinity(0, &e.cpus)
@@ -180,6 +180,7 @@ func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, r
 	a := &attach{t: th, f: f, p: p, now: time.Now, rep: rep, options: e.options}
 	if e.hurry.tid != th.tid {
 		e.hurry.end()
+		e.hurry.tgid = th.tgid
 	}
 	e.journal.attached(req.PID, p.tid, req.StartTime, where.StartTime, p.isInit)
 	if req.Attaches > 1 {

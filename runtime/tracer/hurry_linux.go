@@ -23,11 +23,23 @@ const (
 // is only for threads that have both themselves.
 type hurry struct {
 	journal *Journal
+	allowed bool // mayHurry
+	tgid    int  // the process whose threads it is for
 	tid     int
 }
 
+// mayHurry reports whether what hurry does can be undone, by trying it on the calling thread: anybody may have his threads reset their
+// scheduling on a fork, but to end that takes CAP_SYS_NICE, as a negative nice value does (sched(7)).
+func mayHurry() bool {
+	policy, err := policyOf(0)
+	if err != nil || policy != schedOther || setPolicy(0, schedOther|resetOnFork) != nil {
+		return false
+	}
+	return setPolicy(0, schedOther) == nil
+}
+
 func (h *hurry) begin(tid int) {
-	if h.tid == tid {
+	if h.tid == tid || !h.allowed {
 		return
 	}
 	if own, err := niceOf(tid); err != nil || own != 0 {
@@ -49,7 +61,7 @@ func (h *hurry) begin(tid int) {
 
 func (h *hurry) end() {
 	if h.tid != 0 {
-		unhurry(h.tid)
+		unhurry(h.tgid, h.tid)
 	}
 	h.forget()
 }
@@ -60,8 +72,12 @@ func (h *hurry) forget() {
 	h.journal.giveBack()
 }
 
-// unhurry gives a thread its own nice value and policy back, unless somebody has given it others meanwhile.
-func unhurry(tid int) {
+// unhurry gives a thread its own nice value and policy back, unless somebody has given it others meanwhile. One that has called execve(2)
+// has the number of the process since (ptrace(2), "execve(2) under ptrace").
+func unhurry(tgid, tid int) {
+	if _, err := policyOf(tid); err != nil {
+		tid = tgid
+	}
 	if nice, err := niceOf(tid); err == nil && nice == hurryNice {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, tid, 0)
 	}

@@ -80,6 +80,17 @@ func TestHurry(t *testing.T) {
 	}
 }
 
+// TestHurryNeedsItsRight: a worker that could not end it does not begin it.
+func TestHurryNeedsItsRight(t *testing.T) {
+	v := startCrash(t, "poll", 0)
+	v.some = 4
+	rep, err := v.reapDying(without(t, "sys_nice"), v.take(100))
+	if err != nil || rep.Count(Reaped) == 0 {
+		t.Errorf("report %+v, %v", rep, err)
+	}
+	v.check()
+}
+
 // Where a request allows several attaches the thread goes first from the first of them to the end of the last, unless what it forks then
 // could inherit something.
 func TestHurryLasts(t *testing.T) {

@@ -91,6 +91,13 @@ func (j *Journal) arm(parked, entry, end *registers, mask procfs.SignalSet) {
 	p.phase.Store(uint32(phaseArmed))
 }
 
+// disarm says that all of it is the thread's own again.
+func (j *Journal) disarm() {
+	if j != nil {
+		j.page.phase.CompareAndSwap(uint32(phaseArmed), uint32(phaseAttached))
+	}
+}
+
 // aim says for which child waitid is called next.
 func (j *Journal) aim(nspid procfs.NSPID) {
 	if j != nil {

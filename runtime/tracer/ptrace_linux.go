@@ -256,7 +256,7 @@ func (t *thread) pendingStops() (ours, inside, outside int, err error) {
 					inside++
 				}
 			}
-			if n < peekBatch {
+			if n == 0 { // fewer than asked for are not all: a signal for us, as the tick, cuts it short (ptrace_peek_siginfo() in kernel/ptrace.c)
 				break
 			}
 			t.peek.off += uint64(n)

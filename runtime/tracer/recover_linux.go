@@ -60,11 +60,14 @@ type mender struct {
 func (m *mender) run() error {
 	for {
 		st, err := m.look()
+		if errors.Is(err, procfs.ErrVanished) && m.j.hurried.Load() == 1 && m.sameProcess() {
+			unhurry(m.t.tgid, m.t.tid)
+		}
 		if err != nil {
 			return err
 		}
 		if m.j.hurried.Load() == 1 {
-			unhurry(m.t.tid)
+			unhurry(m.t.tgid, m.t.tid)
 			m.j.hurried.Store(0)
 		}
 		switch {
@@ -90,6 +93,12 @@ func (m *mender) run() error {
 		}
 		time.Sleep(recoverNap)
 	}
+}
+
+// sameProcess reports whether the process is the one of the journal.
+func (m *mender) sameProcess() bool {
+	stat, err := m.proc.Stat(procfs.HostPID(m.j.pid))
+	return err == nil && stat.StartTime == m.j.started
 }
 
 // look returns the status of the thread; procfs.ErrVanished if it is not the one of the journal.
@@ -120,10 +129,15 @@ func (m *mender) attached() error {
 	if err := m.t.interrupt(); err != nil {
 		return err
 	}
-	for {
+	for first := true; ; first = false {
 		s, err := m.t.wait(time.Until(m.until))
 		if err != nil {
 			return err
+		}
+		if first && s.kind != stopGone {
+			if err := m.ownMask(); err != nil {
+				return err
+			}
 		}
 		resume := 0
 		switch s.kind {
@@ -205,6 +219,19 @@ func (m *mender) attached() error {
 			return err
 		}
 	}
+}
+
+// ownMask takes down the thread's mask if it is not ours: where the worker died between two swaps, or after the last, PID 1 has gone on
+// since, and may have changed it.
+func (m *mender) ownMask() error {
+	now, err := m.t.mask()
+	if err != nil {
+		return fmt.Errorf("get signal mask: %w", err)
+	}
+	if now&^unblockable != allSignals&^unblockable {
+		m.j.mask = uint64(now)
+	}
+	return nil
 }
 
 // registers puts the thread's own registers back if those of the swap are still there. It has then not executed a single

@@ -107,6 +107,33 @@ func TestRunningSpin(t *testing.T) {
 	}
 }
 
+// TestRunningWaits: what goes into a call that may not be touched is not stopped in it. This one would end with EINTR.
+func TestRunningWaits(t *testing.T) {
+	const attaches = 60
+	v := startVictim(t, "sigwaiter", "1")
+	v.expect("ready")
+	req := v.request(v.orphans(1)...)
+	req.Running = true
+	c := newClient(t)
+	attached, reasons := 0, map[Reason]int{}
+	for deadline := time.Now().Add(patience); attached < attaches && time.Now().Before(deadline); {
+		if rep := reap(t, c, req); rep.Attached {
+			attached++
+			reasons[rep.Reason]++
+		}
+	}
+	v.poke()
+	var rounds, cut int
+	if _, err := fmt.Sscanf(v.expect("waited"), "%d %d", &rounds, &cut); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d attaches, %v; %d waits, %d of them cut short", attached, reasons, rounds, cut)
+	// What stops it first may find it on its way into the wait, where it does not show.
+	if cut > attached/3 || attached < attaches/2 {
+		t.Errorf("%d waits cut short in %d attaches", cut, attached)
+	}
+}
+
 // TestRunningCrash: the worker dies at each step of an attach to a PID 1 that runs.
 func TestRunningCrash(t *testing.T) {
 	v := startVictim(t, "serve", fmt.Sprint(20*len(swapSteps)))

@@ -147,8 +147,10 @@ type Report struct {
 	Stopped time.Duration `json:"stoppedNs"`
 	// UndidStop: a SIGSTOP that PID 1 got right at the detach was taken back with a SIGCONT. One from inside its namespace would not
 	// have worked without us, and at that moment one from outside cannot be told from it: who sent that has to send it again.
-	UndidStop bool     `json:"undidStop,omitempty"`
-	Results   []Result `json:"results"` // one for each Zombie of the request, in its order
+	UndidStop bool `json:"undidStop,omitempty"`
+	// Repeated is set by Client.Reap: an earlier worker has ended over the request, and what has vanished it may have reaped.
+	Repeated bool     `json:"-"`
+	Results  []Result `json:"results"` // one for each Zombie of the request, in its order
 }
 
 // Count returns how many results have the outcome o.

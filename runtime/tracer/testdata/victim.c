@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -588,6 +589,27 @@ static void serve(void)
 	pause();
 }
 
+// sigwaiter computes for a moment and then waits for a signal that does not come, which any stop in the middle ends with EINTR (signal(7)). At a
+// byte on standard input it says how often it went round, and how often that happened.
+static void sigwaiter(void)
+{
+	sigset_t never;
+	struct timespec ts = { .tv_nsec = 10000000 };
+	long rounds = 0, cut = 0;
+	int told = 0;
+	sigemptyset(&never);
+	sigaddset(&never, SIGRTMIN + 9);
+	sigprocmask(SIG_BLOCK, &never, NULL);
+	for (; ioctl(0, FIONREAD, &told) == 0 && told == 0; rounds++) { // no call that it could be made to reap at
+		for (volatile int i = 0; i < 300000; i++)
+			;
+		cut += syscall(SYS_rt_sigtimedwait, &never, NULL, &ts, 8) != -1 || errno != EAGAIN;
+	}
+	wait_byte();
+	say("waited %ld %ld", rounds, cut);
+	pause();
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -607,6 +629,10 @@ int main(int argc, char **argv)
 		orphans(n);
 		park();
 		pause();
+	} else if (!strcmp(mode, "sigwaiter")) {
+		orphans(n);
+		say("ready");
+		sigwaiter();
 	} else if (!strcmp(mode, "seccomp-hammer")) {
 		seccomp_hammer(n, 1);
 	} else if (!strcmp(mode, "seccomp-busy")) {
