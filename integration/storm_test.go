@@ -389,12 +389,23 @@ func TestStormLong(t *testing.T) {
 			if limit := 3 * leak.rate; leak.rate > 0 && slices.Max(samples) > limit {
 				t.Errorf("the backlog was %d, want %d at most: %v", slices.Max(samples), limit, samples)
 			}
-			// It takes some seconds until the two are in balance, which the machine's other work disturbs.
-			if half := len(samples) / 2; leak.rate == 0 && half >= 5 {
-				grown := (samples[len(samples)-1] - samples[half]) / half
-				if limit := int(float64(all)/leaked.Seconds()) / 5; grown > limit {
-					t.Errorf("the backlog grows by %d a second after %d s, want %d at most: %v", grown, half, limit, samples)
+			// After 5 s it should not grow any more. On the fastest machines it does, and this is the limit of what is accepted there.
+			const settled = 5
+			if leak.rate > 0 {
+				return
+			}
+			if n := len(samples); n < settled+3 {
+				if duration >= 2*settled*time.Second {
+					t.Errorf("the backlog was %d within %d s: %v", samples[n-1], n, samples)
 				}
+				return
+			}
+			after := samples[settled:]
+			grown := (after[len(after)-1] - after[0]) / (len(after) - 1)
+			limit := int(float64(all)/leaked.Seconds()) / 5
+			t.Logf("after %d s the backlog grows by %d a second (aim: 0)", settled, grown)
+			if grown > limit {
+				t.Errorf("after %d s the backlog grows by %d a second, want %d at most: %v", settled, grown, limit, samples)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -126,6 +127,10 @@ func TestWorkerIgnoresSignals(t *testing.T) {
 	ask(t, c)
 	if c.WorkerPID() != pid {
 		t.Error("a signal ended the worker")
+	}
+	// The journal and what the runtime has touched.
+	if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err != nil || !regexp.MustCompile(`(?m)^VmLck:\s+[1-9][0-9]{3,} kB$`).Match(st) {
+		t.Errorf("its memory is not locked: %v, %s", err, st)
 	}
 	// Needs CAP_SYS_RESOURCE, which root in a container may not have: the test process says whether we do.
 	if os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0) == nil {

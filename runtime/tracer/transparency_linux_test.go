@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -144,7 +145,7 @@ func startSitter(t testing.TB, call, other, who string, orphans int, timeout tim
 	s := &sitter{victim: v, call: call, other: other, timeout: timeout, reports: map[string]sitReport{}}
 	line, ok := s.line(patience)
 	if why, missing := strings.CutPrefix(line, "unsupported "); missing {
-		t.Skipf("this kernel or machine has no %s", why)
+		unable(t, "this kernel or machine has no %s", why)
 	}
 	nrs := strings.Fields(line)
 	if !ok || len(nrs) != 3 || nrs[0] != "ready" {
@@ -609,8 +610,8 @@ func TestTimeoutNotStretched(t *testing.T) {
 		for _, f := range s.faults(bounds{sums[i].attached, sums[i].stopped, time.Second}) {
 			t.Errorf("PID 1 noticed: %s", f)
 		}
-		if sums[i].attached == 0 {
-			t.Errorf("%s: %d attaches only: %v", s.call, sums[i].attached, sums[i].reasons)
+		if want := max(1, 5/int(testutil.Slow(1))); sums[i].attached < want {
+			t.Errorf("%s: %d attaches, want %d: %v", s.call, sums[i].attached, want, sums[i].reasons)
 		}
 	}
 }
