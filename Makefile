@@ -372,10 +372,10 @@ e2e-install: ## The DaemonSet on a cluster whose node has systemd, by kustomize 
 
 VM     := $(GO) run ./internal/vm $(if $(RECORD),-record docs/kernels.md) $(if $(KERNEL),-kernel '$(KERNEL)') \
 	$(if $(VM_KILLS),-kills $(VM_KILLS)) $(if $(VM_REAPS),-reaps $(VM_REAPS))
-VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled|TestCheckpoint.*)$$
+VM_RUN ?= ^(TestZombies|TestZombiesOfOwnSession|TestModes|TestSelfCheck|TestParity.*|TestOwnChildren|TestGoodInitIsLeftAlone|TestShimKilled|TestTracerKilled|TestRefusals|TestCheckpoint.*)$$
 
 # Test32Bit: the kernel at hand may run no 32-bit programs, Debian's does.
-VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestFrozen|TestSwapWindow)$$
+VM_UNIT ?= ^(Test32Bit|TestParkedCalls|TestRestarts|TestRefusals|TestDeclines|TestZombieTraced|TestSeccomp.*|TestRunning.*|TestTransparencyRunning|TestFrozen.*|TestSwapWindow|TestCrash)$$
 
 .PHONY: test-arm64
 test-arm64: deps-vm ## Unit tests of runtime/... on Debian's arm64 kernel under QEMU (RUN=, PKGS=, KERNEL=, RECORD=1, VM_KILLS=, VM_REAPS=).

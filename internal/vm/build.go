@@ -110,7 +110,7 @@ func (b *builder) victims(ctx context.Context, dir string) error {
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".c")
-		flags := []string{"-static", "-O1", "-pthread"}
+		flags := append([]string{"-static", "-O1", "-pthread"}, b.m.cflags...)
 		if strings.HasSuffix(name, "32") {
 			if b.arch != "amd64" {
 				continue

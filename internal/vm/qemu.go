@@ -21,12 +21,15 @@ type machine struct {
 	args    []string
 	console string
 	gcc     string
+	cflags  []string
 }
 
 var machines = map[string]machine{
 	// max has pointer authentication and branch target identification; impdef makes the former bearable without hardware.
-	"arm64": {"qemu-system-aarch64", []string{"-machine", "virt", "-cpu", "max,pauth-impdef=on"}, "ttyAMA0", "aarch64-linux-gnu-gcc"},
-	"amd64": {"qemu-system-x86_64", []string{"-machine", "q35", "-cpu", "max"}, "ttyS0", "gcc"},
+	"arm64": {"qemu-system-aarch64", []string{"-machine", "virt", "-cpu", "max,pauth-impdef=on"}, "ttyAMA0", "aarch64-linux-gnu-gcc",
+		// The victims sign their return addresses, so that a stop which disturbs that has them crash.
+		[]string{"-mbranch-protection=standard"}},
+	"amd64": {"qemu-system-x86_64", []string{"-machine", "q35", "-cpu", "max"}, "ttyS0", "gcc", nil},
 }
 
 // Lines of the guest's init that are meant for us.

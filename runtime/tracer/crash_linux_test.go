@@ -337,12 +337,21 @@ func (v *crashVictim) outlives(step, at, deed string, mode ...string) {
 
 // TestFrozenInFlight: PID 1 is frozen with a swap in flight, for longer than anybody waits. It is put right when it is thawed.
 func TestFrozenInFlight(t *testing.T) {
-	for _, step := range []string{"entry", "swapped", "waited"} {
-		t.Run(step, func(t *testing.T) {
+	for _, tc := range []struct{ cgroup, step string }{
+		{"v1", "entry"}, {"v1", "swapped"}, {"v1", "waited"}, {"v2", "entry"}, {"v2", "swapped"}, {"v2", "waited"},
+	} {
+		t.Run(tc.cgroup+"/"+tc.step, func(t *testing.T) {
 			v := startCrash(t, "poll", 0)
-			dir := freezer(t, v.victim)
+			var freeze, thaw func()
+			if tc.cgroup == "v1" {
+				dir := freezer(t, v.victim)
+				freeze, thaw = func() { setFreezer(t, dir, "FROZEN") }, func() { setFreezer(t, dir, "THAWED") }
+			} else {
+				set := unifiedFreezer(t, v.victim)
+				freeze, thaw = func() { set("1") }, func() { set("0") }
+			}
 			marker := filepath.Join(t.TempDir(), "held")
-			c := hookedClient(step, "1", deedHold, marker)
+			c := hookedClient(tc.step, "1", deedHold, marker)
 			c.patience = 0
 			defer c.Close()
 			zs := v.take(3)
@@ -354,10 +363,10 @@ func TestFrozenInFlight(t *testing.T) {
 				}
 				reports <- rep
 			}()
-			eventually(t, "the worker is at "+step, func() bool { return done(marker) })
-			setFreezer(t, dir, "FROZEN")
+			eventually(t, "the worker is at "+tc.step, func() bool { return done(marker) })
+			freeze()
 			time.Sleep(holdFor + swapWait + testutil.Slow(500*time.Millisecond))
-			setFreezer(t, dir, "THAWED")
+			thaw()
 			t.Logf("%+v", <-reports)
 			eventually(t, "nothing left to be put right", func() bool {
 				st, err := liveProc.Status(v.pid)

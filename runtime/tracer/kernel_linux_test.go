@@ -763,13 +763,13 @@ func Test32Bit(t *testing.T) {
 	}
 }
 
-// TestFrozen: a thread in a frozen cgroup makes event stops but never comes to its system call.
-func TestFrozen(t *testing.T) {
-	requireKernel(t)
+// unifiedFreezer moves PID 1 to a cgroup of version 2, and returns what freezes ("1") and thaws ("0") it.
+func unifiedFreezer(t *testing.T, v *victim) func(state string) {
+	t.Helper()
 	dir := ""
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
-			dir = filepath.Join(root, fmt.Sprintf("reaper-tracer-test-%d", os.Getpid()))
+			dir = filepath.Join(root, fmt.Sprintf("reaper-tracer-test-%d-%d", os.Getpid(), v.pid))
 		}
 	}
 	if dir == "" {
@@ -778,25 +778,36 @@ func TestFrozen(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		unable(t, "cannot make a cgroup: %v", err)
 	}
-	t.Cleanup(func() {
-		eventually(t, "an empty cgroup", func() bool { return os.Remove(dir) == nil })
-	})
 	write := func(name, text string) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			unable(t, "%v", err)
 		}
 	}
+	t.Cleanup(func() {
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
+		unix.Kill(int(v.pid), unix.SIGKILL)
+		eventually(t, "an empty cgroup", func() bool { return os.Remove(dir) == nil })
+	})
+	write("cgroup.procs", fmt.Sprint(v.pid))
+	return func(state string) {
+		t.Helper()
+		write("cgroup.freeze", state)
+		eventually(t, "frozen: "+state, func() bool {
+			data, _ := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+			return strings.Contains(string(data), "frozen "+state)
+		})
+	}
+}
+
+// TestFrozen: a thread in a frozen cgroup makes event stops but never comes to its system call.
+func TestFrozen(t *testing.T) {
 	v := startVictim(t, "park")
 	v.expect("ready")
 	zs := v.orphans(1)
 	v.parked("poll")
-	write("cgroup.procs", fmt.Sprint(v.pid))
-	write("cgroup.freeze", "1")
-	eventually(t, "frozen", func() bool {
-		data, _ := os.ReadFile(filepath.Join(dir, "cgroup.events"))
-		return strings.Contains(string(data), "frozen 1")
-	})
+	freeze := unifiedFreezer(t, v)
+	freeze("1")
 	rep := reap(t, newClient(t), v.request(zs...))
 	if rep.Attached || rep.Reason != ReasonFrozen {
 		t.Errorf("report %+v, want %s", rep, ReasonFrozen)
@@ -807,7 +818,7 @@ func TestFrozen(t *testing.T) {
 		t.Errorf("blind: %+v", rep)
 	}
 	t.Logf("blind: %s %s", rep.Reason, rep.Detail)
-	write("cgroup.freeze", "0")
+	freeze("0")
 	v.poke()
 	if got := v.expect("woken"); got != "interrupted 0" {
 		t.Errorf("poll: %s", got)
