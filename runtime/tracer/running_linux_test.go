@@ -128,8 +128,12 @@ func TestRunningWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d attaches, %v; %d waits, %d of them cut short", attached, reasons, rounds, cut)
-	// What stops it first may find it on its way into the wait, where it does not show.
-	if cut > attached/3 || attached < attaches/2 {
+	// What stops it first may find it on its way into the wait, where it does not show, and does so more often where that is slow.
+	limit := attached / 3
+	if testutil.Slow(1) > 1 {
+		limit *= 2
+	}
+	if cut > limit || attached < attaches/2 {
 		t.Errorf("%d waits cut short in %d attaches", cut, attached)
 	}
 }
