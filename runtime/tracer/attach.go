@@ -327,6 +327,9 @@ func (a *attach) bury(cause error) {
 }
 
 func (a *attach) session() error {
+	if err := a.stillRunning(); err != nil {
+		return err
+	}
 	err := a.t.seize()
 	if errors.Is(err, errPerm) {
 		// Also said of a thread that is just exiting or being replaced by execve(2).
@@ -360,6 +363,23 @@ func (a *attach) session() error {
 		return a.leaveEntry(err)
 	}
 	return a.batch()
+}
+
+// stillRunning looks once more, as late as can be, at a thread that was running: what it has gone into since may be a call that a stop cuts
+// short, or one that it can be parked in.
+func (a *attach) stillRunning() error {
+	if !a.p.running {
+		return nil
+	}
+	sc := a.f.syscall()
+	if sc.Running {
+		return nil
+	}
+	if c := classifyCall(sc.Nr, sc.Args); sc.Nr < 0 || c.class == classUnsafe || covers(&a.p, c.waits) {
+		return no(ReasonBusy, "thread %d has gone into %s", a.p.tid, c.name)
+	}
+	a.p.running = false
+	return nil
 }
 
 func (a *attach) seizeError(err error) error {
