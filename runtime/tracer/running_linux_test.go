@@ -128,10 +128,11 @@ func TestRunningWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d attaches, %v; %d waits, %d of them cut short", attached, reasons, rounds, cut)
-	// What stops it first may find it on its way into the wait, where it does not show, and does so more often where that is slow.
+	// What stops it first may find it on its way into the wait, where it does not show, and does so most of the time where that is slow. Else
+	// all of them would be.
 	limit := attached / 3
 	if testutil.Slow(1) > 1 {
-		limit *= 2
+		limit = 9 * attached / 10
 	}
 	if cut > limit || attached < attaches/2 {
 		t.Errorf("%d waits cut short in %d attaches", cut, attached)
