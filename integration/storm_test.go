@@ -402,7 +402,7 @@ func TestStormLong(t *testing.T) {
 			}
 			after := samples[settled:]
 			grown := (after[len(after)-1] - after[0]) / (len(after) - 1)
-			limit := int(float64(all)/leaked.Seconds()) / 5
+			limit := int(0.3 * float64(all) / leaked.Seconds())
 			t.Logf("after %d s the backlog grows by %d a second (aim: 0)", settled, grown)
 			if grown > limit {
 				t.Errorf("after %d s the backlog grows by %d a second, want %d at most: %v", settled, grown, limit, samples)
