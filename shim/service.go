@@ -452,11 +452,11 @@ func (s *service) forget(id string) {
 
 // Pause freezes the container; its PID namespace is not swept until it is resumed.
 func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	var w *watcher
 	t := s.task(r.ID)
-	if t == nil {
-		return s.TTRPCTaskService.Pause(ctx, r)
+	if t != nil {
+		w = s.watcherOf(t)
 	}
-	w := s.watcherOf(t)
 	if w == nil {
 		return s.TTRPCTaskService.Pause(ctx, r)
 	}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/runtime/procfs"
+	"github.com/reaper-shim/reaper/runtime/tracer"
 	"github.com/reaper-shim/reaper/shim/api"
 )
 
@@ -49,6 +51,41 @@ func taskOf(t *testing.T, s *service, id string, namespace uint64) (*task, func(
 	made.forks = openForks(id, made.pid, made.startTime, ForkLogOff, false, time.Now())
 	s.tasks[id] = made
 	return made, end
+}
+
+// slowReaper takes until it is told to end.
+type slowReaper struct{ begun, end chan struct{} }
+
+func (r slowReaper) Reap(context.Context, tracer.Request) (tracer.Report, error) {
+	close(r.begun)
+	<-r.end
+	return tracer.Report{}, nil
+}
+
+// TestGate: who freezes waits for what is under way, nothing begins meanwhile, and who waits for that can give up.
+func TestGate(t *testing.T) {
+	r := slowReaper{make(chan struct{}), make(chan struct{})}
+	g := &gate{reaper: r}
+	go func() { _, _ = g.Reap(t.Context(), tracer.Request{}) }()
+	<-r.begun
+	locked := make(chan struct{})
+	go func() {
+		g.Lock()
+		close(locked)
+	}()
+	select {
+	case <-locked:
+		t.Fatal("frozen with a request under way")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(r.end)
+	<-locked
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := g.Reap(ctx, tracer.Request{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a request at a closed gate: %v", err)
+	}
+	g.Unlock()
 }
 
 // TestNamespaceNumberUsedAgain: the kernel gives the number of a namespace to the next one that is made (proc_alloc_inum takes the lowest

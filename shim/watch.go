@@ -44,9 +44,18 @@ type gate struct {
 	reaper sweep.Reaper
 }
 
+// gateNap is between two looks at a gate that is closed.
+const gateNap = 5 * time.Millisecond
+
 // Reap implements sweep.Reaper.
 func (g *gate) Reap(ctx context.Context, req tracer.Request) (tracer.Report, error) {
-	g.RLock()
+	for !g.TryRLock() { // RLock would not end with the context, and who freezes may hang
+		select {
+		case <-ctx.Done():
+			return tracer.Report{}, ctx.Err()
+		case <-time.After(gateNap):
+		}
+	}
 	defer g.RUnlock()
 	return g.reaper.Reap(ctx, req)
 }
