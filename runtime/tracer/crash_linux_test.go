@@ -391,10 +391,7 @@ func TestRecoveryKeepsTheMask(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	j, err := OpenJournal(int(f.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := mapped(t, f)
 	defer j.Close()
 	j.attached(v.pid, v.pid, v.start, v.start, true)
 	j.arm(&registers{}, &registers{}, &registers{}, before.SigBlk|1<<(unix.SIGUSR2-1))
@@ -831,6 +828,11 @@ func workerJournal(t *testing.T, pid int) *Journal {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	return mapped(t, f)
+}
+
+func mapped(t *testing.T, f *os.File) *Journal {
+	t.Helper()
 	j, err := OpenJournal(int(f.Fd()))
 	if err != nil {
 		t.Fatal(err)

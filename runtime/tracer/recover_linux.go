@@ -60,15 +60,12 @@ type mender struct {
 func (m *mender) run() error {
 	for {
 		st, err := m.look()
-		if errors.Is(err, procfs.ErrVanished) && m.j.hurried.Load() == 1 && m.sameProcess() {
+		if m.j.hurried.Load() == 1 && (err == nil || errors.Is(err, procfs.ErrVanished) && m.sameProcess()) {
 			unhurry(m.t.tgid, m.t.tid)
+			m.j.hurried.Store(0)
 		}
 		if err != nil {
 			return err
-		}
-		if m.j.hurried.Load() == 1 {
-			unhurry(m.t.tgid, m.t.tid)
-			m.j.hurried.Store(0)
 		}
 		switch {
 		case phase(m.j.phase.Load()) == phaseHurried:
