@@ -27,11 +27,12 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-// A worker that is this test binary: what it does at which step of the swap stands in its arguments.
+// Processes that are this test binary, and their arguments.
 const (
 	hookedWorker  = "reaper-tracer-hooked"  // STEP COUNT DEED MARKER OPTION...
 	hookedRecover = "reaper-tracer-recover" // STEP MARKER
 	clientProcess = "reaper-tracer-client"  // a Client of its own: WORKER-ARGS...
+	lesserWorker  = "reaper-tracer-lesser"  // WORKER USER CAPABILITY... -- WORKER-ARGS...: becomes a worker with fewer rights
 )
 
 // deeds of a hooked worker, once the step has come for the given time.
@@ -48,7 +49,7 @@ const (
 
 const holdFor = 300 * time.Millisecond
 
-// hookedMain is main for the roles above; it returns false for an ordinary run of the tests.
+// hookedMain is main for them; it returns false for an ordinary run of the tests.
 func hookedMain() bool {
 	if len(os.Args) < 2 {
 		return false
@@ -104,6 +105,8 @@ func hookedMain() bool {
 			fmt.Println("asking")
 			_, err = c.Reap(context.Background(), req)
 		}
+	case lesserWorker:
+		err = becomeLesser(args)
 	default:
 		return false
 	}

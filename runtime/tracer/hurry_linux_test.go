@@ -84,7 +84,7 @@ func TestHurry(t *testing.T) {
 func TestHurryNeedsItsRight(t *testing.T) {
 	v := startCrash(t, "poll", 0)
 	v.some = 4
-	rep, err := v.reapDying(without(t, "sys_nice"), v.take(100))
+	rep, err := v.reapDying(without(t, unix.CAP_SYS_NICE), v.take(100))
 	if err != nil || rep.Count(Reaped) == 0 {
 		t.Errorf("report %+v, %v", rep, err)
 	}

@@ -7,6 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,29 +23,70 @@ import (
 )
 
 // without returns a client whose workers lack these capabilities.
-func without(t *testing.T, caps ...string) *Client {
+func without(t *testing.T, caps ...uintptr) *Client {
 	t.Helper()
-	drop := "-" + strings.Join(caps, ",-")
-	return wrapped(t, "--bounding-set="+drop, "--inh-caps="+drop)
+	args := []string{"0"}
+	for _, c := range caps {
+		args = append(args, fmt.Sprint(c))
+	}
+	return lesserClient(t, args...)
 }
 
-// wrapped returns a client whose workers are started by setpriv(1).
-func wrapped(t *testing.T, args ...string) *Client {
+// nobody returns a client whose workers are those of another user.
+func nobody(t *testing.T) *Client {
+	t.Helper()
+	c := lesserClient(t, fmt.Sprint(nobodyID))
+	if err := os.Chmod(filepath.Dir(built.worker), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+const nobodyID = 65534
+
+// lesserClient returns a client of real workers with fewer rights.
+func lesserClient(t *testing.T, args ...string) *Client {
 	t.Helper()
 	build()
 	if built.workerErr != nil {
 		t.Fatal(built.workerErr)
 	}
-	setpriv, err := exec.LookPath("setpriv")
-	if err == nil { // busybox has one that can do less
-		err = exec.Command(setpriv, "--reuid=0", "--regid=0", "--clear-groups", "true").Run()
-	}
-	if err != nil {
-		unable(t, "needs setpriv: install util-linux (%v)", err)
-	}
-	c := NewClient(setpriv, append(args, built.worker)...)
+	c := NewClient("/proc/self/exe", append([]string{lesserWorker, built.worker}, append(args, "--")...)...)
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// becomeLesser is lesserWorker's main: it gives up the named capabilities for good, becomes the user, and executes the worker.
+func becomeLesser(args []string) error {
+	runtime.LockOSThread() // the bounding set is a thread's, and so is execve(2)
+	worker, user := args[0], args[1]
+	end := slices.Index(args, "--")
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	for _, arg := range args[2:end] {
+		c, err := strconv.ParseUint(arg, 10, 6)
+		if err != nil {
+			return err
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+		sets[c/32].Inheritable &^= 1 << (c % 32)
+	}
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	if id, err := strconv.Atoi(user); err != nil {
+		return err
+	} else if id != 0 {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(id, id, id), syscall.Setresuid(id, id, id)); err != nil {
+			return fmt.Errorf("become user %d: %w", id, err)
+		}
+	}
+	return fmt.Errorf("execute %s: %w", worker, syscall.Exec(worker, append([]string{worker}, args[end+1:]...), os.Environ()))
 }
 
 func startRefusal(t *testing.T, mode string, orphans int) *victim {
@@ -192,29 +236,23 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			name: "waitid is forbidden and the filter cannot be suspended", mode: "waitid-forbidden", want: ReasonSeccompFilter, attach: true,
-			client: func(t *testing.T) *Client { return without(t, "sys_admin") }, after: []string{"woken", "still forbidden"},
+			client: func(t *testing.T) *Client { return without(t, unix.CAP_SYS_ADMIN) }, after: []string{"woken", "still forbidden"},
 			end: func(*testing.T, *victim) {}, // another worker has the capability
 		},
 		{
 			name: "waitid kills and the filter cannot be suspended", mode: "waitid-kills", want: ReasonSeccompFilter, attach: true,
-			client: func(t *testing.T) *Client { return without(t, "sys_admin") }, after: []string{"woken"},
+			client: func(t *testing.T) *Client { return without(t, unix.CAP_SYS_ADMIN) }, after: []string{"woken"},
 			end: func(*testing.T, *victim) {},
 		},
 		{
 			name: "no CAP_SYS_PTRACE", mode: "park", want: ReasonNoPermission, after: []string{"woken"},
-			client: func(t *testing.T) *Client { return without(t, "sys_ptrace") },
+			client: func(t *testing.T) *Client { return without(t, unix.CAP_SYS_PTRACE) },
 			end:    func(*testing.T, *victim) {},
 		},
 		{
 			name: "another user", mode: "park", want: ReasonNoPermission, after: []string{"woken"},
-			client: func(t *testing.T) *Client {
-				c := wrapped(t, "--reuid=65534", "--regid=65534", "--clear-groups")
-				if err := os.Chmod(filepath.Dir(built.worker), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				return c
-			},
-			end: func(*testing.T, *victim) {},
+			client: nobody,
+			end:    func(*testing.T, *victim) {},
 		},
 	}
 	for _, tc := range tests {
