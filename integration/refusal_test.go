@@ -20,8 +20,8 @@ import (
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-// lasting makes sure that the zombies of c are still there when they ought to have been reaped.
-func lasting(t *testing.T, c *harness.Container, count int) {
+// lasting makes sure that the zombies of c are still there when they ought to have been reaped, after that grace period.
+func lasting(t *testing.T, c *harness.Container, grace time.Duration, count int) {
 	t.Helper()
 	left := testutil.StableFor(t, grace+2*time.Second, 30*time.Second, func() int { return len(zombies(t, c)) })
 	if left != count {
@@ -44,6 +44,31 @@ func state(t *testing.T, c *harness.Container, want string) {
 		st, err := procfs.New(os.DirFS("/proc")).Stat(procfs.HostPID(c.PID))
 		return err == nil && st.State.String() == want, fmt.Sprintf("%v, %v", st.State, err)
 	})
+}
+
+// setFrozen freezes the cgroup of c past containerd and its shim, or thaws it.
+func setFrozen(c *harness.Container, frozen bool) error {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.PID))
+	if err != nil {
+		return err
+	}
+	const root = "/sys/fs/cgroup"
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(fields) != 3 {
+			continue
+		}
+		if fields[1] == "freezer" {
+			state := map[bool]string{true: "FROZEN", false: "THAWED"}[frozen]
+			return os.WriteFile(filepath.Join(root, "freezer", fields[2], "freezer.state"), []byte(state), 0)
+		}
+		file := filepath.Join(root, fields[2], "cgroup.freeze")
+		if _, err := os.Stat(file); fields[0] == "0" && err == nil {
+			state := map[bool]string{true: "1", false: "0"}[frozen]
+			return os.WriteFile(file, []byte(state), 0)
+		}
+	}
+	return fmt.Errorf("no freezer among the cgroups of process %d: %q", c.PID, data)
 }
 
 // TestRefusals: a container whose PID 1 cannot be made to reap is left alone, the statistics say why, and its zombies go as soon
@@ -72,34 +97,58 @@ func TestRefusals(t *testing.T) {
 		}
 		state(t, c, "T")
 		leak(t, c)
-		lasting(t, c, n)
+		lasting(t, c, grace, n)
 		if err := c.Kill(t.Context(), syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
 		allGone(t, c)
 		named(t, c, events, "stopped", true)
 	})
-	t.Run("paused", func(t *testing.T) {
-		t.Parallel()
-		c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"},
-			Annotations: map[string]string{"io.containerd.reaper.grace": "3s"}})
-		leak(t, c)
-		if err := c.Task.Pause(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		resumed := false
-		defer func() { // a frozen container cannot be killed
-			if !resumed {
-				_ = c.Task.Resume(context.WithoutCancel(t.Context()))
+	const long = 3 * time.Second // for the leak and the freeze
+	for _, freeze := range []struct {
+		name     string
+		on, off  func(ctx context.Context, c *harness.Container) error
+		refusals string // paused by way of the shim it is not swept
+	}{
+		{
+			name: "paused",
+			on:   func(ctx context.Context, c *harness.Container) error { return c.Task.Pause(ctx) },
+			off:  func(ctx context.Context, c *harness.Container) error { return c.Task.Resume(ctx) },
+		},
+		{
+			name: "frozen", refusals: "frozen",
+			on:  func(_ context.Context, c *harness.Container) error { return setFrozen(c, true) },
+			off: func(_ context.Context, c *harness.Container) error { return setFrozen(c, false) },
+		},
+	} {
+		t.Run(freeze.name, func(t *testing.T) {
+			t.Parallel()
+			events := subscribe(t, d)
+			c := run(t, d, harness.Spec{Runtime: runtime, Args: []string{"/bin/pause1", "poll"},
+				Annotations: map[string]string{"io.containerd.reaper.grace": long.String()}})
+			leak(t, c)
+			if err := freeze.on(t.Context(), c); err != nil {
+				t.Fatal(err)
 			}
-		}()
-		lasting(t, c, n)
-		if err := c.Task.Resume(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		resumed = true
-		allGone(t, c)
-	})
+			thawed := false
+			defer func() { // a frozen container cannot be killed
+				if !thawed {
+					_ = freeze.off(context.WithoutCancel(t.Context()), c)
+				}
+			}()
+			lasting(t, c, long, n)
+			if err := freeze.off(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			thawed = true
+			allGone(t, c)
+			if freeze.refusals != "" {
+				named(t, c, events, freeze.refusals, true)
+			} else if final := finalStats(t, events, c); len(final.GetRefusals()) > 0 {
+				t.Errorf("refusals %v, want none", final.GetRefusals())
+			}
+		})
+	}
 	t.Run("32-bit", func(t *testing.T) {
 		t.Parallel()
 		root, err := testutil.RepoRoot()
@@ -127,7 +176,7 @@ func TestRefusals(t *testing.T) {
 			return c.Stdout.String() == "ready\n", c.Stdout.String() + c.Stderr.String()
 		})
 		leak(t, c)
-		lasting(t, c, n+1) // one of its own making
+		lasting(t, c, grace, n+1) // one of its own making
 		named(t, c, events, "not-native", false)
 	})
 	t.Run("user namespace", func(t *testing.T) {
