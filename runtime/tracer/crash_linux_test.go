@@ -964,7 +964,7 @@ func TestExitUnderAttaches(t *testing.T) {
 		wg.Wait()
 	}
 	t.Logf("%d attaches, longest %v, %d later than %v", attached, longest, late, exitBound)
-	if attached == 0 || late > rounds/5 { // the machine has other things to do now and then
+	if attached == 0 || late > 1 { // the machine has other things to do now and then
 		t.Errorf("%d attaches, %d of %d ends were later than %v", attached, late, rounds, exitBound)
 	}
 }

@@ -540,7 +540,7 @@ func TestExitReachesParent(t *testing.T) {
 				}
 			}
 			t.Logf("%d rounds, %d attaches, %d cut short, %v at most, %d later than %v", rounds, attached, interrupted, worst, late, exitBound)
-			if late > rounds/2 || attached == 0 {
+			if late > 1 || attached == 0 { // the machine has other things to do now and then
 				t.Errorf("%d of %d later than %v", late, rounds, exitBound)
 			}
 		})
