@@ -1415,11 +1415,13 @@ func (a *attach) letGo(sig int) error {
 		a.otherStop = a.otherStop || outside > 0
 	}
 	a.setHurry(false)
-	a.journal.disarm() // nothing that PID 1 does from here on is to be put back
+	a.journal.restored()
+	a.step("leaving")
 	if err := a.t.detach(sig); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
 	a.released = true
+	a.step("left")
 	return nil
 }
 

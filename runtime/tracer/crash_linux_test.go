@@ -383,27 +383,55 @@ func TestFrozenInFlight(t *testing.T) {
 // TestRecoveryKeepsTheMask: a worker that dies right after the detach leaves a PID 1 that goes on, and may have changed its mask before
 // anybody looks after it.
 func TestRecoveryKeepsTheMask(t *testing.T) {
-	v := startVictim(t, "spin", "1") // not asleep: looked at more closely
-	v.expect("ready")
-	before, err := liveProc.Status(v.pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := newJournalFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	j := mapped(t, f)
-	defer j.Close()
-	j.attached(v.pid, v.pid, v.start, v.start, true)
-	j.arm(&registers{}, &registers{}, &registers{}, before.SigBlk|1<<(unix.SIGUSR2-1))
-	newClient(t).recover(j, f)
-	if j.phase() != phaseIdle {
-		t.Errorf("phase %d after the recovery", j.phase())
-	}
-	if after, err := liveProc.Status(v.pid); err != nil || after.SigBlk != before.SigBlk || after.TracerPid != 0 {
-		t.Errorf("mask %#x, was %#x; traced by %d; %v", after.SigBlk, before.SigBlk, after.TracerPid, err)
+	for _, tc := range []struct {
+		name  string
+		all   bool // it blocks all signals now, as the worker had it do
+		letGo bool
+		old   procfs.SignalSet
+	}{
+		{"another one", false, true, 1 << (unix.SIGUSR2 - 1)}, {"all blocked", true, true, 0},
+		{"another one, and not let go", false, false, 1 << (unix.SIGUSR2 - 1)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := startVictim(t, "spin", "1") // not asleep: looked at more closely
+			v.expect("ready")
+			if tc.all {
+				cmd, stdin, answer := startHelper(t, helperOrder{Seize: v.pid, Naive: damageBlockAll})
+				var word string
+				err := answer.Decode(&word)
+				stdin.Close()
+				if werr := cmd.Wait(); err != nil || werr != nil {
+					t.Fatalf("helper: %v, %v", err, werr)
+				}
+			}
+			before, err := liveProc.Status(v.pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.all != (before.SigBlk == allSignals&^unblockable) {
+				t.Fatalf("it blocks %#x", before.SigBlk)
+			}
+			f, err := newJournalFile()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			j := mapped(t, f)
+			defer j.Close()
+			j.attached(v.pid, v.pid, v.start, v.start, true)
+			j.arm(&registers{}, &registers{}, &registers{}, tc.old)
+			j.pin(true)
+			if tc.letGo {
+				j.restored()
+			}
+			newClient(t).recover(j, f)
+			if j.phase() != phaseIdle {
+				t.Errorf("phase %d after the recovery", j.phase())
+			}
+			if after, err := liveProc.Status(v.pid); err != nil || after.SigBlk != before.SigBlk || after.TracerPid != 0 {
+				t.Errorf("mask %#x, was %#x; traced by %d; %v", after.SigBlk, before.SigBlk, after.TracerPid, err)
+			}
+		})
 	}
 }
 
@@ -434,8 +462,8 @@ var crashCalls = []string{
 	"pselect6-timeout", "epoll-pwait-timeout", "epoll-pwait2", "epoll-pwait2-timeout", crashBusy,
 }
 
-// swapSteps are the steps of attach.reap, in their order.
-var swapSteps = []string{"entry", "journalled", "pinned", "masked", "swapped", "running", "waited", "restored", "unmasked"}
+// swapSteps are the steps of attach.reap, in their order, and those of the end of an attach.
+var swapSteps = []string{"entry", "journalled", "pinned", "masked", "swapped", "running", "waited", "restored", "unmasked", "leaving", "left"}
 
 // TestSwapWindow kills the worker at every step of the swap, and what repairs it at every step of that.
 func TestSwapWindow(t *testing.T) {
@@ -461,14 +489,21 @@ func TestSwapWindow(t *testing.T) {
 			})
 		}
 	}
-	for _, call := range []string{"futex", "nanosleep"} {
-		for _, step := range []string{"recover-seized", "recover-registers", "recover-woken", "recover-pinned", "recover-mask", "recover-detached"} {
-			t.Run(call+"/"+step, func(t *testing.T) {
-				v := startCrash(t, call, 1)
+	recovery := []string{"recover-seized", "recover-registers", "recover-woken", "recover-pinned", "recover-mask", "recover-detached"}
+	for _, tc := range []struct {
+		call, at string
+		steps    []string
+	}{
+		{"futex", "swapped", recovery}, {"nanosleep", "swapped", recovery},
+		{"pause", "leaving", slices.DeleteFunc(slices.Clone(recovery), func(s string) bool { return s == "recover-registers" })},
+	} {
+		for _, step := range tc.steps {
+			t.Run(tc.call+"/"+step, func(t *testing.T) {
+				v := startCrash(t, tc.call, 1)
 				for killed, rounds := 0, 0; killed < 2; rounds++ {
 					dir := t.TempDir()
 					marker := filepath.Join(dir, "died")
-					c := hookedClient("swapped", "2", deedDie, marker)
+					c := hookedClient(tc.at, "2", deedDie, marker)
 					c.recoverArgs = []string{hookedRecover, step, filepath.Join(dir, "recover-died")}
 					if _, err := v.dieAt(c, 3, marker); err != nil {
 						t.Error(err)
@@ -489,7 +524,7 @@ func TestSwapWindow(t *testing.T) {
 
 // TestSwapWindowSignals has signals arrive in the worst moment: with foreign registers in place and the worker about to die.
 func TestSwapWindowSignals(t *testing.T) {
-	steps := []string{"entry", "pinned", "masked", "swapped", "running", "waited", "restored", "unmasked"}
+	steps := []string{"entry", "pinned", "masked", "swapped", "running", "waited", "restored", "unmasked", "leaving"}
 	for _, step := range steps {
 		t.Run("handler/"+step, func(t *testing.T) {
 			v := startCrash(t, "futex", 0)
@@ -507,7 +542,7 @@ func TestSwapWindowSignals(t *testing.T) {
 			v.check()
 		})
 		for _, siblings := range []int{0, 2} {
-			if siblings > 0 && (step == "running" || step == "waited" || step == "restored" || step == "unmasked") {
+			if siblings > 0 && slices.Index(steps, step) >= slices.Index(steps, "running") {
 				continue // see mender.theirStop
 			}
 			t.Run(fmt.Sprintf("stop from outside/%s/%d siblings", step, siblings), func(t *testing.T) {

@@ -46,6 +46,8 @@ type journalPage struct {
 	restop atomic.Uint32
 	// 1: the thread's nice value, and what it does at a fork(2), may not be its own (hurry).
 	hurried atomic.Uint32
+	// 1: registers and mask are the thread's own and are not touched any more. It may still stand at the delivery of the pin, or have gone on.
+	restored atomic.Uint32
 }
 
 var _ = [1]struct{}{}[max(0, int(unsafe.Sizeof(journalPage{}))-journalSize)]
@@ -78,6 +80,7 @@ func (j *Journal) attached(pid, tid procfs.HostPID, started, born uint64, isInit
 	p.woken.Store(0)
 	p.otherStop.Store(0)
 	p.restop.Store(0)
+	p.restored.Store(0)
 	p.phase.Store(uint32(phaseAttached))
 }
 
@@ -91,10 +94,10 @@ func (j *Journal) arm(parked, entry, end *registers, mask procfs.SignalSet) {
 	p.phase.Store(uint32(phaseArmed))
 }
 
-// disarm says that all of it is the thread's own again.
-func (j *Journal) disarm() {
+// restored says that the thread is about to be let go: nothing that it does from here on is to be put back, but for a stop by the pin.
+func (j *Journal) restored() {
 	if j != nil {
-		j.page.phase.CompareAndSwap(uint32(phaseArmed), uint32(phaseAttached))
+		j.page.restored.Store(1)
 	}
 }
 

@@ -55,6 +55,7 @@ type mender struct {
 	proc  *procfs.FS
 	until time.Time
 	lead  bool // restartsBeforeStop: the call is issued again, whatever handler runs first
+	looks int  // at a thread that may have been let go and runs
 }
 
 func (m *mender) run() error {
@@ -73,10 +74,12 @@ func (m *mender) run() error {
 		case st.TracerPid != 0:
 			// The dead worker's hold ends before anybody can learn of its death, so this is somebody else.
 			err = fmt.Errorf("thread %d is traced by process %d", m.t.tid, st.TracerPid)
-		case phase(m.j.phase.Load()) == phaseAttached:
+		case phase(m.j.phase.Load()) == phaseAttached, m.letGo() && (m.j.pinned.Load() == 0 || m.j.otherStop.Load() == 1):
 			return m.undoStop()
 		case !m.needed(st):
 			return nil
+		case m.letGo() && st.State == procfs.StateRunning && !st.SigPnd.Has(sigStop) && m.looks < recoverLooks:
+			m.looks++ // it stops now, or has gone on and need not be disturbed
 		default:
 			if err = m.t.seize(); err == nil {
 				return m.attached()
@@ -111,10 +114,16 @@ func (m *mender) look() (procfs.Status, error) {
 	return settled(func() (procfs.Status, error) { return m.proc.ThreadStatus(pid, tid) })
 }
 
+// letGo reports whether the worker was about to detach, or had done so, and no recovery has touched the thread since.
+func (m *mender) letGo() bool { return m.j.restored.Load() == 1 && m.j.woken.Load() == 0 }
+
 // needed reports whether the thread shows a trace of us: our mask, the pin, or a stop. A mask that is all signals by the
 // thread's own will tells nothing. Nor does a thread that has not gone to sleep again: where the worker died with the pin shown to
 // it, the pin is in no queue any more, and on a busy machine it can take a while until it stops the thread.
 func (m *mender) needed(st procfs.Status) bool {
+	if m.letGo() {
+		return st.SigPnd.Has(sigStop) || st.State != procfs.StateSleeping
+	}
 	full := allSignals &^ unblockable
 	return st.SigBlk == full || procfs.SignalSet(m.j.mask)&^unblockable == full ||
 		st.SigPnd.Has(sigStop) || st.State != procfs.StateSleeping
@@ -225,7 +234,7 @@ func (m *mender) ownMask() error {
 	if err != nil {
 		return fmt.Errorf("get signal mask: %w", err)
 	}
-	if now&^unblockable != allSignals&^unblockable {
+	if m.letGo() || now&^unblockable != allSignals&^unblockable {
 		m.j.mask = uint64(now)
 	}
 	return nil
@@ -241,7 +250,7 @@ func (m *mender) registers() error {
 	entry, end := m.j.entry, m.j.end
 	entry.fill(&r) // a call that was caught at its entry
 	end.fill(&r)
-	if r.swapped(&entry, int(m.j.nspid.Load())) || r == entry.rewound() {
+	if m.j.restored.Load() == 0 && (r.swapped(&entry, int(m.j.nspid.Load())) || r == entry.rewound()) {
 		// Rewound ones are right, but a handler that runs now has to end the call.
 		r = recovered(&m.j.parked, &entry, &end)
 		c := classifyCall(entry.nr(), entry.args())
@@ -270,10 +279,10 @@ func (m *mender) theirStop() (bool, error) {
 // signal removes it from the queues (prepare_signal() in kernel/signal.c). So no handler sees it, and the thread that we
 // hold is stopped again if we die. The pin does not concern the other threads.
 func (m *mender) wake() error {
+	m.j.woken.Store(1) // before the mask, which the next recovery would else take for the thread's own
 	if err := m.t.setMask(allSignals); err != nil {
 		return fmt.Errorf("block signals: %w", err)
 	}
-	m.j.woken.Store(1)
 	if err := m.t.queue(sigCont); err != nil {
 		return fmt.Errorf("send SIGCONT: %w", err)
 	}
@@ -339,8 +348,8 @@ func (m *mender) release(sig int) error {
 	return nil
 }
 
-// undoStop is for a worker that has ended before it touched anything: a SIGSTOP from inside may have become effective,
-// because the process was traced (see attach.undoStop).
+// undoStop is for a worker that has left no pin behind: a SIGSTOP from inside may have become effective, because the process was traced
+// (see attach.undoStop).
 func (m *mender) undoStop() error {
 	if m.j.isInit == 0 || m.j.otherStop.Load() == 1 {
 		return nil

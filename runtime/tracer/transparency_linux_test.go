@@ -716,6 +716,7 @@ const (
 	damageDropSignal   = "a dropped signal"
 	damageDoubleSignal = "a doubled signal"
 	damageHideEINTR    = "a hidden EINTR"
+	damageBlockAll     = "no signal comes through"
 )
 
 func (t *thread) words(req int, kind int, buf []byte) ([]byte, error) {
@@ -862,6 +863,8 @@ func (t *thread) damage(kind string) (again bool, err error) {
 		return poke(*word(regSP) - 64)
 	case damageMask:
 		return false, mask(1 << (unix.SIGUSR2 - 1)) // SIGUSR1 and the real-time signal are not blocked any more
+	case damageBlockAll:
+		return false, mask(uint64(allSignals))
 	case damagePending:
 		if err := mask(0); err != nil {
 			return false, err

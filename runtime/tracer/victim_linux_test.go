@@ -378,9 +378,9 @@ func TestMain(m *testing.M) {
 		runtime.LockOSThread()
 		if err := helper(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			unix.Exit(1)
 		}
-		os.Exit(0)
+		unix.Exit(0) // as in hookedMain
 	}
 	code := m.Run()
 	if built.dir != "" {
