@@ -75,7 +75,7 @@ func (m *mender) run() error {
 			// The dead worker's hold ends before anybody can learn of its death, so this is somebody else.
 			err = fmt.Errorf("thread %d is traced by process %d", m.t.tid, st.TracerPid)
 		case phase(m.j.phase.Load()) == phaseAttached, m.letGo() && (m.j.pinned.Load() == 0 || m.j.otherStop.Load() == 1):
-			return m.undoStop()
+			return m.undoStop() // no pin, or a stop that has to stay
 		case !m.needed(st):
 			return nil
 		case m.letGo() && st.State == procfs.StateRunning && !st.SigPnd.Has(sigStop) && m.looks < recoverLooks:
