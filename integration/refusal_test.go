@@ -7,6 +7,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,27 +49,23 @@ func state(t *testing.T, c *harness.Container, want string) {
 
 // setFrozen freezes the cgroup of c past containerd and its shim, or thaws it.
 func setFrozen(c *harness.Container, frozen bool) error {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.PID))
+	lines, err := procfs.New(os.DirFS("/proc")).Cgroups(procfs.HostPID(c.PID))
 	if err != nil {
 		return err
 	}
 	const root = "/sys/fs/cgroup"
-	for line := range strings.Lines(string(data)) {
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(fields) != 3 {
-			continue
-		}
-		if fields[1] == "freezer" {
+	for _, l := range lines {
+		if slices.Contains(l.Controllers, "freezer") {
 			state := map[bool]string{true: "FROZEN", false: "THAWED"}[frozen]
-			return os.WriteFile(filepath.Join(root, "freezer", fields[2], "freezer.state"), []byte(state), 0)
+			return os.WriteFile(filepath.Join(root, "freezer", l.Path, "freezer.state"), []byte(state), 0)
 		}
-		file := filepath.Join(root, fields[2], "cgroup.freeze")
-		if _, err := os.Stat(file); fields[0] == "0" && err == nil {
+		file := filepath.Join(root, l.Path, "cgroup.freeze")
+		if _, err := os.Stat(file); l.Hierarchy == 0 && err == nil {
 			state := map[bool]string{true: "1", false: "0"}[frozen]
 			return os.WriteFile(file, []byte(state), 0)
 		}
 	}
-	return fmt.Errorf("no freezer among the cgroups of process %d: %q", c.PID, data)
+	return fmt.Errorf("no freezer among the cgroups of process %d: %+v", c.PID, lines)
 }
 
 // TestRefusals: a container whose PID 1 cannot be made to reap is left alone, the statistics say why, and its zombies go as soon

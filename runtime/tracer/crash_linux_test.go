@@ -396,13 +396,8 @@ func TestRecoveryKeepsTheMask(t *testing.T) {
 			v := startVictim(t, "spin", "1") // not asleep: looked at more closely
 			v.expect("ready")
 			if tc.all {
-				cmd, stdin, answer := startHelper(t, helperOrder{Seize: v.pid, Naive: damageBlockAll})
 				var word string
-				err := answer.Decode(&word)
-				stdin.Close()
-				if werr := cmd.Wait(); err != nil || werr != nil {
-					t.Fatalf("helper: %v, %v", err, werr)
-				}
+				helperAnswer(t, helperOrder{Seize: v.pid, Naive: damageBlockAll}, &word)
 			}
 			before, err := liveProc.Status(v.pid)
 			if err != nil {
@@ -489,15 +484,11 @@ func TestSwapWindow(t *testing.T) {
 			})
 		}
 	}
-	recovery := []string{"recover-seized", "recover-registers", "recover-woken", "recover-pinned", "recover-mask", "recover-detached"}
-	for _, tc := range []struct {
-		call, at string
-		steps    []string
-	}{
-		{"futex", "swapped", recovery}, {"nanosleep", "swapped", recovery},
-		{"pause", "leaving", slices.DeleteFunc(slices.Clone(recovery), func(s string) bool { return s == "recover-registers" })},
-	} {
-		for _, step := range tc.steps {
+	for _, tc := range []struct{ call, at string }{{"futex", "swapped"}, {"nanosleep", "swapped"}, {"pause", "leaving"}} {
+		for _, step := range []string{"recover-seized", "recover-registers", "recover-woken", "recover-pinned", "recover-mask", "recover-detached"} {
+			if tc.at == "leaving" && step == "recover-registers" {
+				continue // they are in place
+			}
 			t.Run(tc.call+"/"+step, func(t *testing.T) {
 				v := startCrash(t, tc.call, 1)
 				for killed, rounds := 0, 0; killed < 2; rounds++ {

@@ -851,6 +851,9 @@ func TestBudget(t *testing.T) {
 				t.Fatalf("left for %q", r.Reason)
 			}
 		}
+		if rep.Reason == "" && rep.Count(Reaped) == 0 {
+			t.Fatalf("nothing was reaped: %+v", rep)
+		}
 		if rep.Reason == "" && rep.Count(Left) > 0 {
 			stops = append(stops, rep.Stopped)
 		}

@@ -478,16 +478,21 @@ func startHelper(t testing.TB, order helperOrder) (cmd *exec.Cmd, stdin io.Close
 	return cmd, in, json.NewDecoder(out)
 }
 
-func helperAttach(t testing.TB, order helperOrder) Report {
+func helperAttach(t testing.TB, order helperOrder) (rep Report) {
+	t.Helper()
+	helperAnswer(t, order, &rep)
+	return rep
+}
+
+// helperAnswer has a process carry out an order, and returns when that has ended.
+func helperAnswer(t testing.TB, order helperOrder, to any) {
 	t.Helper()
 	cmd, stdin, answer := startHelper(t, order)
-	var rep Report
-	err := answer.Decode(&rep)
+	err := answer.Decode(to)
 	stdin.Close()
 	if werr := cmd.Wait(); err != nil || werr != nil {
 		t.Fatalf("helper: %v, %v", err, werr)
 	}
-	return rep
 }
 
 // helperSeize has a process seize a thread, and returns what makes it let go.
