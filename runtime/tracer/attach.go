@@ -57,6 +57,12 @@ type options struct {
 	hook     func(step string) // for tests: is told of every step of the swap
 }
 
+// noZombie stands in place of a zombie, and askNumber in place of its number, where PID 1 is asked whether it traces any process.
+const (
+	noZombie  = -1
+	askNumber = -1
+)
+
 // archOptions are what this architecture needs.
 func archOptions(j *Journal) options {
 	return options{journal: j, exitStop: restoreAtExit}
@@ -166,6 +172,8 @@ type facts interface {
 	// true: its number, whose child it is, and that it has no tracer, since a zombie cannot get one (ptrace_attach() in
 	// kernel/ptrace.c).
 	gone(i int) bool
+	// zombieTraced reports whether zombie i has a tracer.
+	zombieTraced(i int) bool
 }
 
 // targets are the zombies of a request, and what was found out about them. It holds from one attach to the next, as the open files do.
@@ -174,6 +182,7 @@ type targets struct {
 	todo     []bool         // per zombie: passed the checks
 	examined int            // so many have been looked at
 	level    int            // of PID 1 in NSpid
+	untraced bool           // PID 1 traces none of those that have an ID
 	isInit   bool           // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
 }
 
@@ -201,6 +210,7 @@ type plan struct {
 	targets
 	maxStop time.Duration
 	running bool // the thread was running; call is of no meaning
+	ask     bool // whether PID 1 traces anybody
 	otherFD int  // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
 }
 
@@ -228,7 +238,7 @@ type attach struct {
 	again  registers        // restartsBeforeStop: resume, with a result that restarts the call in any case
 	swap   registers        // scratch
 
-	inFlight   int  // the zombie that the thread is waiting for right now, or -1
+	inFlight   int  // the zombie that the thread is waiting for right now, or noZombie
 	filtered   bool // the thread has a seccomp filter
 	rewinding  bool // the registers are those of back: the signal path must not see them
 	pinned     bool // our SIGSTOP is pending
@@ -239,6 +249,7 @@ type attach struct {
 	filled     bool // caught: fill has been given what the entry stop did not show
 	ownCall    bool // at the entry stop the thread is in the call that was interrupted
 	signals    int  // passed on or dropped
+	answer     answer
 	insideStop bool // a SIGSTOP from inside was seen
 	otherStop  bool // PID 1 was stopped from outside, or in a group stop of unknown origin
 }
@@ -257,7 +268,7 @@ func no(reason Reason, format string, args ...any) error {
 
 // run attaches, reaps what it can and lets go. The results are in the report; it never fails otherwise.
 func (a *attach) run() {
-	a.inFlight = -1
+	a.inFlight = noZombie
 	err := a.session()
 	var d *declined
 	switch {
@@ -320,7 +331,7 @@ func (a *attach) bury(cause error) {
 	}
 	// The thread has ended, or another one has called execve(2), which ends all others.
 	a.rep.Reason = ReasonBusy
-	if i := a.inFlight; i >= 0 && a.f.gone(i) {
+	if i := a.inFlight; i != noZombie && a.f.gone(i) {
 		// waitid was the last that it did.
 		a.rep.Results[i].Outcome, a.rep.Results[i].Reason = Reaped, ""
 	}
@@ -796,6 +807,16 @@ func (a *attach) batch() error {
 	a.setHurry(true)
 	atEntry := true // else past the last waitid, with the registers of resume or back
 	var last time.Duration
+	if a.p.ask {
+		tried, err := a.reap(noZombie, true)
+		if err != nil && !tried {
+			return a.leaveEntry(err)
+		}
+		if err != nil {
+			return err
+		}
+		atEntry = !tried
+	}
 	for i, todo := range a.p.todo {
 		if !todo {
 			continue
@@ -873,7 +894,7 @@ func (a *attach) restart(r *registers) error {
 	return a.legal()
 }
 
-// reap makes the thread wait for zombie i. tried says that waitid has run: the thread is then past it, with registers and
+// reap makes the thread wait for zombie i, or ask whom it traces. tried says that waitid has run: the thread is then past it, with registers and
 // mask that are good for letting go. Otherwise it is at the entry stop with its own call. more says that this is not the
 // last.
 //
@@ -890,18 +911,23 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 			return false, no(ReasonSeccompFilter, "suspend: %v", err)
 		}
 	}
-	if err := a.fix(a.p.reapers[i]); err != nil {
+	number := procfs.NSPID(askNumber)
+	if i != noZombie {
+		number = a.p.reapers[i]
+	}
+	if err := a.fix(number); err != nil {
 		return false, err
 	}
-	if a.p.threads > 1 {
+	if a.p.threads > 1 && i != noZombie {
 		// Another thread may have reaped it since we looked, and its number may have a new owner.
 		if a.f.gone(i) {
 			a.refuse(i, ReasonVanished)
 			return false, nil
 		}
 	}
-	nr, args := waitidCall(int(a.p.reapers[i]))
+	nr, args := waitidCall(int(number))
 	a.swap = a.entry.withCall(nr, args)
+	began := a.now()
 	if err := a.t.setRegs(&a.swap); err != nil {
 		return false, errors.Join(fmt.Errorf("swap in waitid: %w", err), a.unswap())
 	}
@@ -913,7 +939,7 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 		run = a.t.syscall
 	}
 	if err := run(0); err != nil {
-		a.inFlight = -1
+		a.inFlight = noZombie
 		return false, errors.Join(fmt.Errorf("run waitid: %w", err), a.unswap())
 	}
 	a.step("running")
@@ -965,8 +991,12 @@ func (a *attach) reap(i int, more bool) (tried bool, err error) {
 	if !atExit && a.swap.nr() != nr {
 		return true, fmt.Errorf("call %d where waitid was expected, at %v", a.swap.nr(), s)
 	}
-	a.judge(i, value)
-	a.inFlight = -1
+	if i == noZombie {
+		a.answer = answer{at: began, took: a.now().Sub(began), none: value == resultECHILD}
+	} else {
+		a.judge(i, value)
+	}
+	a.inFlight = noZombie
 	if ended != nil {
 		return true, ended()
 	}
@@ -1124,6 +1154,8 @@ func (a *attach) judge(i int, value int64) {
 	switch {
 	case value == 0 && gone:
 		a.rep.Results[i].Outcome, a.rep.Results[i].Reason = Reaped, ""
+	case value == 0 && a.f.zombieTraced(i):
+		a.refuse(i, ReasonZombieTraced)
 	case value == 0:
 		a.refuse(i, ReasonNotZombie)
 	case value == resultECHILD && gone:

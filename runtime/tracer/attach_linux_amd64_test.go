@@ -100,6 +100,8 @@ func (f *fakeTracee) setRegs(r *registers) error {
 func (f *fakeTracee) describe(r *registers) string {
 	own := r.args() == f.orig.args() && r.Rsp == f.orig.Rsp
 	switch {
+	case r.nr() == unix.SYS_WAITID && r.args() == [6]uint64{unix.P_ALL, 0, 0, unix.WEXITED | unix.WNOHANG | unix.WNOWAIT | unix.WCLONE, 0, 0}:
+		return "question"
 	case r.nr() == unix.SYS_WAITID && !own:
 		return fmt.Sprintf("waitid %d", r.Rsi)
 	case !own:
@@ -135,7 +137,7 @@ func (f *fakeTracee) cont(sig int) error    { return f.resume("cont", sig) }
 func (f *fakeTracee) syscall(sig int) error { return f.resume("syscall", sig) }
 
 func (f *fakeTracee) detach(sig int) error {
-	if d := f.describe(&f.regs); strings.HasPrefix(d, "waitid") || d == "garbage" || d == "rewound" {
+	if d := f.describe(&f.regs); strings.HasPrefix(d, "waitid") || d == "question" || d == "garbage" || d == "rewound" {
 		f.t.Errorf("detached with registers %q", d)
 	}
 	if f.masked {
@@ -214,6 +216,7 @@ type fakeFacts struct {
 	gones   map[int][]bool // per zombie, the first answers; then whether it was waited for
 	there   map[int]bool   // zombies that stay
 	leader  bool           // has a tracer
+	held    bool           // zombies that are not taken have a tracer
 }
 
 func (f *fakeFacts) syscall() procfs.Syscall { return procfs.Syscall{} }
@@ -221,6 +224,7 @@ func (f *fakeFacts) syscall() procfs.Syscall { return procfs.Syscall{} }
 func (f *fakeFacts) sameProcess() error             { return nil }
 func (f *fakeFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *fakeFacts) traced() bool                   { return f.leader }
+func (f *fakeFacts) zombieTraced(int) bool          { return f.held }
 func (f *fakeFacts) gone(i int) bool {
 	if g := f.gones[i]; len(g) > 0 {
 		f.gones[i] = g[1:]
@@ -295,6 +299,7 @@ func TestAttachSequences(t *testing.T) {
 		nextTwo  = fix + "set waitid 2 cont 0 " + pinStop + "set rewound mask own " // more to come
 		reapFive = fix + "set waitid 5 cont 0 " + pinStop + "set restart -512 mask own "
 		reenter  = "syscall 0 <syscall stop> "
+		question = fix + "set question cont 0 " + pinStop + "set rewound mask own "
 	)
 	tests := []struct {
 		name    string
@@ -310,6 +315,8 @@ func TestAttachSequences(t *testing.T) {
 		want               string // the log
 		reason             Reason
 		results            []Outcome
+		why                Reason // of the first result, if that is checked
+		nobody             bool   // PID 1 has said that it traces nobody
 	}{
 		{
 			name: "one zombie", parked: futex,
@@ -322,6 +329,55 @@ func TestAttachSequences(t *testing.T) {
 			stops:   []fakeStop{event(futex), entry(futex), waited(0), entry(futex), waited(0)},
 			want:    toEntry + nextTwo + reenter + reapFive + "detach 0",
 			results: []Outcome{Reaped, Reaped},
+		},
+		{
+			name: "PID 1 is asked first whether it traces anybody, and does not", parked: futex,
+			tune:    func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask = true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(resultECHILD), entry(futex), waited(0)},
+			want:    toEntry + question + reenter + reapTwo + "detach 0",
+			results: []Outcome{Reaped}, nobody: true,
+		},
+		{
+			name: "it does", parked: futex,
+			tune:    func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask = true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(0), entry(futex), waited(0)},
+			want:    toEntry + question + reenter + reapTwo + "detach 0",
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "with several threads it is asked as well", parked: futex, threads: 2,
+			tune:    func(_ *fakeTracee, p *plan, f *fakeFacts) { p.ask = true; f.gones = map[int][]bool{0: {false, true}} },
+			stops:   []fakeStop{event(futex), entry(futex), waited(resultECHILD), entry(futex), shown(futex)},
+			want:    toEntry + question + reenter + fix + "cont 0 " + pinStop + "mask own detach 0",
+			results: []Outcome{Vanished}, nobody: true,
+		},
+		{
+			name: "a signal comes with the question", parked: futex,
+			tune:   func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask = true },
+			stops:  []fakeStop{event(futex), entry(futex), {stop: group.stop, ran: true}},
+			want:   toEntry + fix + "set question cont 0 <group stop (signal 19)> set rewound mask own set restart -512 detach 0",
+			reason: ReasonStopped, results: []Outcome{Left},
+		},
+		{
+			name: "the question does not end", parked: futex,
+			tune:   func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask = true },
+			stops:  []fakeStop{event(futex), entry(futex), stuck},
+			want:   toEntry + fix + "set question cont 0 the thread did not stop in time",
+			reason: ReasonTimeout, results: []Outcome{Left},
+		},
+		{
+			name: "PID 1 dies of the question", parked: futex,
+			tune:   func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask = true },
+			stops:  []fakeStop{event(futex), entry(futex), gone, gone},
+			want:   toEntry + fix + "set question cont 0 <gone> <gone>",
+			reason: ReasonBusy, results: []Outcome{Left},
+		},
+		{
+			name: "a zombie that is not taken has a tracer", parked: futex,
+			tune:    func(_ *fakeTracee, _ *plan, f *fakeFacts) { f.there, f.held = map[int]bool{0: true}, true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
+			want:    toEntry + reapTwo + "detach 0",
+			results: []Outcome{Refused}, why: ReasonZombieTraced,
 		},
 		{
 			name: "a call with a restart block ends on the same code", parked: nanosleep, zombies: 1,
@@ -627,7 +683,14 @@ func TestAttachSequences(t *testing.T) {
 			}
 			rep := decline(Request{Zombies: make([]Zombie, n)}, "", "")
 			opts := options{exitStop: tc.exitStop, unpinned: tc.unpinned}
-			(&attach{t: f, f: facts, p: p, now: time.Now, rep: &rep, options: opts}).run()
+			a := &attach{t: f, f: facts, p: p, now: time.Now, rep: &rep, options: opts}
+			a.run()
+			if tc.why != "" && rep.Results[0].Reason != tc.why {
+				t.Errorf("result %+v, want %s", rep.Results[0], tc.why)
+			}
+			if a.answer.none != tc.nobody {
+				t.Errorf("PID 1 said %+v", a.answer)
+			}
 			if got := strings.Join(f.log, " "); got != strings.TrimSpace(tc.want) {
 				t.Errorf("calls\n got %s\nwant %s", got, tc.want)
 			}

@@ -257,6 +257,7 @@ func (f *simFacts) sameProcess() error             { return nil }
 func (f *simFacts) traced() bool                   { return false }
 func (f *simFacts) thread() (procfs.Status, error) { return f.status, nil }
 func (f *simFacts) syscall() procfs.Syscall        { return f.k.seen }
+func (f *simFacts) zombieTraced(int) bool          { return false }
 func (f *simFacts) gone(i int) bool                { return f.none || slices.Contains(f.k.reaped, uint64(i+2)) }
 
 // TestRestarts: on both kinds of kernels the thread goes back to its own call with its own argument 0, however the call is

@@ -189,7 +189,7 @@ func TestWorkerEndsWithItsInput(t *testing.T) {
 		ok          bool
 	}{
 		{"at once", "", true},
-		{"half a request", `{"version":3`, false},
+		{"half a request", `{"version":4`, false},
 		{"garbage", "garbage\n", false},
 		{"another version", fmt.Sprintf(`{"version":%d,"pid":2,"zombies":[{"pid":3,"nspid":2}]}`+"\n", Version+1), false},
 	} {
@@ -236,7 +236,7 @@ func TestBadWorkers(t *testing.T) {
 		{"says nothing and ends", "read line; exit 0", "worker: "},
 		{"ends with last words", "echo oops >&2; exit 1", "oops"},
 		{"talks nonsense", "read line; echo nonsense; sleep 100", "protocol error"},
-		{"answers another question", `read line; echo '{"version":3,"attached":false,"stoppedNs":0,"results":[]}'; sleep 100`, "0 results"},
+		{"answers another question", `read line; echo '{"version":4,"attached":false,"stoppedNs":0,"results":""}'; sleep 100`, "0 results"},
 		{"never ends its line", "read line; head -c 2000000 /dev/zero; sleep 100", "line of more than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

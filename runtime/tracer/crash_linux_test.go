@@ -24,6 +24,7 @@ import (
 
 	"github.com/reaper-shim/reaper/internal/testutil"
 	"github.com/reaper-shim/reaper/internal/uname"
+	"github.com/reaper-shim/reaper/runtime/pidfd"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -183,10 +184,11 @@ type crashVictim struct {
 	*victim
 	call  string
 	zs    []Zombie
-	usr1  int // sent
-	conts int // sent
-	nice  int // of its threads
-	some  int // attaches that a request allows, 0: one, with a small stop
+	usr1  int  // sent
+	conts int  // sent
+	nice  int  // of its threads
+	some  int  // attaches that a request allows, 0: one, with a small stop
+	asks  bool // PID 1 is asked first whether it traces anybody
 }
 
 const crashBatch = 200 // BATCH of crash.c
@@ -309,6 +311,9 @@ func (v *crashVictim) reapDying(c *Client, zs []Zombie) (Report, error) {
 	defer cancel()
 	req := v.request(zs...)
 	req.Running = v.call == crashBusy
+	if v.asks && asks && pidfd.Supported() {
+		req.Zombies, req.Age, req.Probe = identified(v.t, zs), time.Nanosecond, true
+	}
 	if v.some > 0 {
 		req.Attaches, req.MaxStop = v.some, 300*time.Microsecond
 	}
@@ -484,6 +489,18 @@ func TestSwapWindow(t *testing.T) {
 			})
 		}
 	}
+	if asks && pidfd.Supported() {
+		for _, call := range calls {
+			v := startCrash(t, call, 0)
+			v.asks = true
+			for _, step := range swapSteps {
+				t.Run(call+"/asked/"+step, func(t *testing.T) {
+					v.t = t
+					v.outlives(step, "1", deedDie)
+				})
+			}
+		}
+	}
 	for _, tc := range []struct{ call, at string }{{"futex", "swapped"}, {"nanosleep", "swapped"}, {"pause", "leaving"}} {
 		for _, step := range []string{"recover-seized", "recover-registers", "recover-woken", "recover-pinned", "recover-mask", "recover-detached"} {
 			if tc.at == "leaving" && step == "recover-registers" {
@@ -517,21 +534,24 @@ func TestSwapWindow(t *testing.T) {
 func TestSwapWindowSignals(t *testing.T) {
 	steps := []string{"entry", "pinned", "masked", "swapped", "running", "waited", "restored", "unmasked", "leaving"}
 	for _, step := range steps {
-		t.Run("handler/"+step, func(t *testing.T) {
-			v := startCrash(t, "futex", 0)
-			marker := filepath.Join(t.TempDir(), "died")
-			c := hookedClient(step, "2", deedUSR1, marker)
-			defer c.Close()
-			if _, err := v.dieAt(c, 3, marker); err != nil {
-				t.Error(err)
-			}
-			// The call ends, with EINTR; its registers are what the handler returns to.
-			v.usr1++
-			if got, want := v.expect("back"), v.well(); got != want {
-				t.Errorf("PID 1 says %s, want %s", got, want)
-			}
-			v.check()
-		})
+		for at, name := range map[string]string{"1": "handler/asked", "2": "handler"} {
+			t.Run(name+"/"+step, func(t *testing.T) {
+				v := startCrash(t, "futex", 0)
+				v.asks = at == "1"
+				marker := filepath.Join(t.TempDir(), "died")
+				c := hookedClient(step, at, deedUSR1, marker)
+				defer c.Close()
+				if _, err := v.dieAt(c, 3, marker); err != nil {
+					t.Error(err)
+				}
+				// The call ends, with EINTR; its registers are what the handler returns to.
+				v.usr1++
+				if got, want := v.expect("back"), v.well(); got != want {
+					t.Errorf("PID 1 says %s, want %s", got, want)
+				}
+				v.check()
+			})
+		}
 		for _, siblings := range []int{0, 2} {
 			if siblings > 0 && slices.Index(steps, step) >= slices.Index(steps, "running") {
 				continue // see mender.theirStop
@@ -881,6 +901,7 @@ func crashState(t *testing.T, row *crashRow) {
 		if v.some = 0; row.Kills%2 == 1 {
 			v.some = 3
 		}
+		v.asks = row.Kills%3 == 0
 		// A worker that is there already: its start takes longer than an attach.
 		if c.WorkerPID() == 0 {
 			ask(t, c)

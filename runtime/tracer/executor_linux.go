@@ -22,6 +22,7 @@ type executor struct {
 	// For so long this process is left alone: a request that was there before the end of the last cannot know of it.
 	resting      procfs.HostPID
 	restingUntil time.Time
+	noTracer     noTracer
 }
 
 // newExecutor is for the calling OS thread.
@@ -87,8 +88,8 @@ func (e *executor) perform(req Request) Report {
 
 // attempt makes as many attaches as the request allows and has zombies for.
 func (e *executor) attempt(req Request, rep *Report) {
-	allowed := max(1, req.Attaches)
-	until := time.Now().Add(req.Rest)
+	allowed, received := max(1, req.Attaches), time.Now()
+	until := received.Add(req.Rest)
 	if e.resting == req.PID && e.restingUntil.After(until) {
 		until = e.restingUntil
 	}
@@ -104,6 +105,7 @@ func (e *executor) attempt(req Request, rep *Report) {
 	t, most := newTargets(len(req.Zombies)), batchSize(req.maxStop())
 	for want := (len(req.Zombies) + allowed - 1) / allowed; ; {
 		one := Report{Results: rep.Results}
+		t.untraced = e.noTracer.covers(req, received)
 		e.attachOnce(req, f, &t, min(want, most), rest, &one)
 		rep.add(one)
 		if one.Attached {
@@ -191,6 +193,7 @@ func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, r
 	}
 	a.run()
 	e.hand = th.hand
+	e.noTracer.heard(req, a.answer)
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		if a.hurry != nil {
@@ -217,6 +220,7 @@ func (e *executor) prepare(req Request, f *liveFacts, t *targets, want int, rest
 	}
 	rest.wait()
 	p = t.plan(req)
+	p.ask = e.noTracer.due(req, time.Now())
 	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
 		return p, err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/pidfd"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -539,27 +540,40 @@ func TestStopFromOutside(t *testing.T) {
 	}
 }
 
+// tracedZombie waits for a zombie of PID 1 that has a tracer.
+func tracedZombie(t *testing.T, v *victim) (z Zombie) {
+	t.Helper()
+	eventually(t, "a traced zombie", func() bool {
+		kids, _ := liveProc.ThreadChildren(v.pid, v.pid)
+		for _, pid := range kids {
+			st, err := liveProc.Status(pid)
+			if err == nil && st.State == procfs.StateZombie && st.TracerPid != 0 {
+				stat, _ := liveProc.Stat(pid)
+				z = Zombie{PID: pid, StartTime: stat.StartTime, NSPID: st.NSpid[len(st.NSpid)-1]}
+				return true
+			}
+		}
+		return false
+	})
+	return z
+}
+
 // A zombie with a tracer is left to that, also where PID 1 itself is it (a debugger as PID 1), which waitid would not tell from a parent.
 func TestZombieTraced(t *testing.T) {
-	for _, tc := range []struct{ name, itself string }{{"by another process", "0"}, {"by PID 1 itself", "1"}} {
+	for _, tc := range []struct {
+		name, itself string
+		id           bool
+	}{{"by another process", "0", false}, {"by PID 1 itself", "1", false}, {"by another process, with an ID", "0", true}, {"by PID 1 itself, with an ID", "1", true}} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := startVictim(t, "zombie-traced", tc.itself)
 			v.expect("ready")
 			v.parked("poll")
-			var z Zombie
-			eventually(t, "a traced zombie", func() bool {
-				kids, _ := liveProc.ThreadChildren(v.pid, v.pid)
-				for _, pid := range kids {
-					st, err := liveProc.Status(pid)
-					if err == nil && st.State == procfs.StateZombie && st.TracerPid != 0 {
-						stat, _ := liveProc.Stat(pid)
-						z = Zombie{PID: pid, StartTime: stat.StartTime, NSPID: st.NSpid[len(st.NSpid)-1]}
-						return true
-					}
-				}
-				return false
-			})
-			rep := reap(t, newClient(t), v.request(z))
+			req := v.request(tracedZombie(t, v))
+			if tc.id {
+				requireIDs(t)
+				req.Zombies, req.Age, req.Probe = identified(t, req.Zombies), time.Nanosecond, true
+			}
+			rep := reap(t, newClient(t), req)
 			if rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
 				t.Errorf("report %+v", rep)
 			}
@@ -572,6 +586,76 @@ func TestZombieTraced(t *testing.T) {
 			}
 		})
 	}
+}
+
+func requireIDs(t testing.TB) {
+	t.Helper()
+	if !pidfd.Supported() {
+		unable(t, "the kernel has no PIDFD_GET_INFO (Linux 6.13)")
+	}
+}
+
+// asked is a request for zombies by their IDs, all of them dead at seen, for which PID 1 may be asked whether it traces anybody.
+func (v *victim) asked(seen time.Time, zs ...Zombie) Request {
+	v.t.Helper()
+	req := v.request(identified(v.t, zs)...)
+	req.Age, req.Probe = time.Since(seen), true
+	return req
+}
+
+// TestAskedFirst: a PID 1 that has said that it traces nobody is believed for those who were dead before. Without that, the first of these
+// would be refused before an attach; if it were believed for more, the last would be taken from its tracer.
+func TestAskedFirst(t *testing.T) {
+	requireIDs(t)
+	if !asks {
+		t.Skipf("PID 1 is not asked on %s", goarch)
+	}
+	t.Run("another process is the tracer", func(t *testing.T) {
+		v := startVictim(t, "zombie-traced", "0")
+		v.expect("ready")
+		v.parked("poll")
+		traced, orphan := tracedZombie(t, v), v.orphans(1)
+		seen := time.Now()
+		c := newClient(t)
+		if rep := reap(t, c, v.asked(seen, orphan...)); rep.Count(Reaped) != 1 {
+			t.Fatalf("report %+v", rep)
+		}
+		rep := reap(t, c, v.asked(seen, traced))
+		if !rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
+			t.Errorf("report %+v", rep)
+		}
+		v.poke()
+		v.expect("woken")
+	})
+	t.Run("PID 1 becomes one", func(t *testing.T) {
+		v := startVictim(t, "trace-later", "6")
+		v.expect("ready")
+		v.parked("poll")
+		zs, seen := v.orphans(6), time.Now()
+		c := newClient(t)
+		for _, some := range [][]Zombie{zs[:3], zs[3:5]} {
+			if rep := reap(t, c, v.asked(seen, some...)); rep.Count(Reaped) != len(some) {
+				t.Fatalf("report %+v", rep)
+			}
+		}
+		v.poke()
+		v.expect("woken")
+		v.expect("ready")
+		v.parked("poll")
+		traced := tracedZombie(t, v)
+		rep := reap(t, c, v.asked(time.Now(), traced, zs[5])) // asked once more
+		if r := rep.Results; r[0].Outcome != Refused || r[0].Reason != ReasonZombieTraced || r[1].Outcome != Reaped {
+			t.Errorf("report %+v", rep)
+		}
+		if rep := reap(t, c, v.asked(time.Now(), traced)); rep.Attached || rep.Results[0].Reason != ReasonZombieTraced {
+			t.Errorf("report %+v", rep)
+		}
+		v.poke()
+		v.expect("woken")
+		if got, want := v.expect("its tracer"), "is told of signal 9"; got != want {
+			t.Errorf("its tracer %s, want %q", got, want)
+		}
+	})
 }
 
 func TestTraced(t *testing.T) {

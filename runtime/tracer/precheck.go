@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/reaper-shim/reaper/runtime/pidfd"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -48,10 +49,14 @@ func (o *observer) process(req Request) error {
 	return nil
 }
 
-// zombieReader reads what /proc says of zombie i of a request.
+// zombieReader looks at zombie i of a request.
 type zombieReader interface {
+	// zombieStat comes first for a zombie without an ID, zombieFacts for one with.
 	zombieStat(i int) (procfs.Stat, error)
+	zombieFacts(i int) (pidfd.Facts, error)
 	zombieStatus(i int) (procfs.Status, error)
+	// zombieNumber returns its number at the level of PID 1, 0 if the kernel does not say.
+	zombieNumber(i int) procfs.NSPID
 }
 
 // inside finds out which of its numbers PID 1 has in its own namespace.
@@ -83,7 +88,7 @@ func (o *observer) zombies(req Request, read zombieReader, t *targets, want int,
 	}
 	for left := t.left(); left < want && t.examined < len(req.Zombies); t.examined++ {
 		i := t.examined
-		nspid, why, err := examineZombie(i, req.Zombies[i], read, req.PID, t.level)
+		nspid, why, err := examineZombie(i, req.Zombies[i], read, req.PID, t)
 		if errors.Is(err, syscall.EMFILE) {
 			break // so many are open already
 		}
@@ -104,16 +109,51 @@ func batchSize(maxStop time.Duration) int {
 	return max(1, min(MaxBatch, int(maxStop/quickest)))
 }
 
-// examineZombie returns the number of z, zombie i of a request, at level, or says why it may not be reaped by process parent, whose own
-// PID-namespace level that is. err is what could not be read, if that is why.
-func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, level int) (nspid procfs.NSPID, why Reason, err error) {
-	stat, err := read.zombieStat(i)
-	if why = zombieStat(stat, err, parent, z); why != "" {
-		return 0, why, err
+// examineZombie returns the number of z, zombie i of a request, at the level of t, or says why it may not be reaped by process parent, whose
+// own PID-namespace level that is. err is what could not be read, if that is why.
+func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, t *targets) (nspid procfs.NSPID, why Reason, err error) {
+	if z.ID == 0 {
+		stat, err := read.zombieStat(i)
+		if why = zombieStat(stat, err, parent, z); why != "" {
+			return 0, why, err
+		}
+	} else {
+		facts, err := read.zombieFacts(i)
+		if why = zombieFacts(facts, err, parent, z); why != "" {
+			return 0, why, err
+		}
+		if t.untraced {
+			if nspid = read.zombieNumber(i); nspid > 0 {
+				return nspid, wrongNumber(nspid, z), nil
+			}
+		}
 	}
 	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })
-	nspid, why = zombieStatus(status, err, level, z)
+	nspid, why = zombieStatus(status, err, t.level, z)
 	return nspid, why, err
+}
+
+func zombieFacts(f pidfd.Facts, err error, parent procfs.HostPID, z Zombie) Reason {
+	switch {
+	case errors.Is(err, procfs.ErrVanished):
+		return ReasonVanished
+	case err != nil:
+		return ReasonInternal
+	case f.ID != z.ID:
+		return ReasonVanished
+	case f.Parent != parent:
+		return ReasonWrongParent
+	case !f.Dead: // or its leader alone is
+		return ReasonNotZombie
+	}
+	return ""
+}
+
+func wrongNumber(nspid procfs.NSPID, z Zombie) Reason {
+	if z.NSPID != 0 && nspid != z.NSPID {
+		return ReasonWrongNSPID
+	}
+	return ""
 }
 
 // settled repeats a read that made no sense: the status of a task that is being released says NSpid 0, and the next read
@@ -160,10 +200,10 @@ func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID
 		return 0, ReasonZombieTraced
 	}
 	nspid, ok := s.At(level)
-	if !ok || z.NSPID != 0 && nspid != z.NSPID {
+	if !ok {
 		return nspid, ReasonWrongNSPID
 	}
-	return nspid, ""
+	return nspid, wrongNumber(nspid, z)
 }
 
 // parked reports whether a thread of the process is not running, or whether that cannot be told.

@@ -140,9 +140,19 @@ func (r *registers) swapped(entry *registers, nspid int) bool {
 // are those of the event stop before entry, end those of entry with a result for the kernel's signal path.
 func recovered(parked, entry, end *registers) registers { return *end }
 
+// asks: PID 1 can be made to ask whether it traces anybody.
+const asks = true
+
 // waitidCall is waitid(P_PID, pid, NULL, WEXITED|WNOHANG|__WALL, NULL). It returns 0 whether it reaped or the child lives,
 // and -ECHILD if there is no such child. __WALL also takes children that were cloned without SIGCHLD.
+//
+// For askNumber it is waitid(P_ALL, 0, NULL, WEXITED|WNOHANG|WNOWAIT|__WCLONE, NULL), which takes nobody. It returns -ECHILD if the
+// process has no child that was cloned without SIGCHLD and none of its threads traces anybody: __WCLONE leaves out all other children but
+// those (eligible_child() in kernel/exit.c). Whom it adopts has SIGCHLD (reparent_leader()).
 func waitidCall(pid int) (nr int64, args [6]uint64) {
+	if pid == askNumber {
+		return unix.SYS_WAITID, [6]uint64{unix.P_ALL, 0, 0, unix.WEXITED | unix.WNOHANG | unix.WNOWAIT | unix.WCLONE, 0, 0}
+	}
 	return unix.SYS_WAITID, [6]uint64{unix.P_PID, uint64(pid), 0, unix.WEXITED | unix.WNOHANG | unix.WALL, 0, 0}
 }
 

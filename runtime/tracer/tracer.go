@@ -8,7 +8,7 @@ import (
 
 // Version is the version of the protocol between [Client] and worker. Both come from one build, so there is no
 // negotiation: a difference is an error.
-const Version = 3
+const Version = 4
 
 const (
 	// DefaultMaxStop is the stop budget of a request that names none.
@@ -36,14 +36,16 @@ func RestAfter(stopped time.Duration) time.Duration { return stopped + stopped/4
 // WorkerName is the file name of the worker's executable.
 const WorkerName = "reaper-tracer"
 
-// Zombie names one zombie and says how to recognise it.
+// Zombie names one zombie and says how to recognise it: by ID, or, where that is 0, by StartTime.
 type Zombie struct {
-	PID       procfs.HostPID `json:"pid"`
-	StartTime uint64         `json:"startTime"` // clock ticks since boot (proc_pid_stat(5), field 22)
+	PID       procfs.HostPID
+	StartTime uint64 // clock ticks since boot (proc_pid_stat(5), field 22)
 	// NSPID is the zombie's number at PID 1's own PID-namespace level: the one that PID 1 itself would pass to waitid.
 	// A zombie of a nested namespace has further numbers, which may belong to other children of PID 1. 0: the worker looks it up,
 	// and says it in the [Result].
-	NSPID procfs.NSPID `json:"nspid,omitempty"`
+	NSPID procfs.NSPID
+	// ID is that of its pidfd ([pidfd.Facts]).
+	ID uint64
 }
 
 // Request asks for zombies to be reaped by their parent.
@@ -51,7 +53,14 @@ type Request struct {
 	Version   int            `json:"version"` // [Version]; 0 is filled in by Client.Reap
 	PID       procfs.HostPID `json:"pid"`     // the parent, the namespace's PID 1
 	StartTime uint64         `json:"startTime"`
-	Zombies   []Zombie       `json:"zombies"`
+	Zombies   Zombies        `json:"zombies"`
+	// Age is how long ago, in nanoseconds on the wire, all of the zombies were dead that have an ID; 0: not known. What PID 1 was found not to
+	// do since then it has not done to them: see [Request.Probe].
+	Age time.Duration `json:"ageNs,omitempty"`
+	// Probe: PID 1 may be made to ask, with a waitid(2) that takes nobody, whether it traces any process (ptrace(2)). If it does not, no
+	// zombie that was dead before is traced by it, and their statuses need not be read. The kernel goes over all its children for the
+	// answer, some 0.2 us each.
+	Probe bool `json:"probe,omitempty"`
 	// MaxStop is how long PID 1 may be stopped in this attach, in nanoseconds on the wire; 0 means [DefaultMaxStop]. It
 	// is a budget: the zombie that is being reaped when it ends is finished, so that it can be exceeded by the time
 	// that one takes (tens to hundreds of microseconds).
@@ -124,10 +133,10 @@ const (
 
 // Result is what became of one zombie of the request.
 type Result struct {
-	PID     procfs.HostPID `json:"pid"`
-	Outcome Outcome        `json:"outcome"`
-	Reason  Reason         `json:"reason,omitempty"` // "" for Reaped
-	NSPID   procfs.NSPID   `json:"nspid,omitempty"`  // at PID 1's level; 0: not looked up
+	PID     procfs.HostPID
+	Outcome Outcome
+	Reason  Reason       // "" for Reaped
+	NSPID   procfs.NSPID // at PID 1's level; 0: not looked up
 }
 
 // Report answers a Request.
@@ -149,8 +158,8 @@ type Report struct {
 	// have worked without us, and at that moment one from outside cannot be told from it: who sent that has to send it again.
 	UndidStop bool `json:"undidStop,omitempty"`
 	// Repeated is set by Client.Reap: an earlier worker has ended over the request, and what has vanished it may have reaped.
-	Repeated bool     `json:"-"`
-	Results  []Result `json:"results"` // one for each Zombie of the request, in its order
+	Repeated bool    `json:"-"`
+	Results  Results `json:"results"` // one for each Zombie of the request, in its order
 }
 
 // Count returns how many results have the outcome o.

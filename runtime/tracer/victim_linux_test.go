@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reaper-shim/reaper/internal/testutil"
+	"github.com/reaper-shim/reaper/runtime/pidfd"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -296,6 +298,20 @@ func (v *victim) request(zs ...Zombie) Request {
 	return Request{Version: Version, PID: v.pid, StartTime: v.start, Zombies: zs, MaxStop: MaxMaxStop}
 }
 
+// identified returns zombies by the IDs of their pidfds alone.
+func identified(t testing.TB, zs []Zombie) []Zombie {
+	t.Helper()
+	out := slices.Clone(zs)
+	for i, z := range out {
+		f, err := pidfd.Of(z.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = Zombie{PID: z.PID, ID: f.ID}
+	}
+	return out
+}
+
 func (v *victim) state() procfs.State {
 	st, err := liveProc.Stat(v.pid)
 	if err != nil {
@@ -437,7 +453,9 @@ type zombiesOf struct {
 	req Request
 }
 
-func (z zombiesOf) zombieStat(i int) (procfs.Stat, error) { return z.o.proc.Stat(z.req.Zombies[i].PID) }
+func (z zombiesOf) zombieStat(i int) (procfs.Stat, error)  { return z.o.proc.Stat(z.req.Zombies[i].PID) }
+func (z zombiesOf) zombieFacts(i int) (pidfd.Facts, error) { return pidfd.Of(z.req.Zombies[i].PID) }
+func (z zombiesOf) zombieNumber(int) procfs.NSPID          { return 0 }
 func (z zombiesOf) zombieStatus(i int) (procfs.Status, error) {
 	return z.o.proc.Status(z.req.Zombies[i].PID)
 }

@@ -7,11 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"strconv"
+	"strings"
 	"unicode/utf8"
+
+	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
-// Wire format: JSON objects (RFC 8259), one per line, no newline inside an object. A request of MaxZombies zombies with
-// the largest numbers is about 300 KiB, its report about 300 KiB.
+// Wire format: JSON objects (RFC 8259), one per line, no newline inside an object. The lists of zombies and results are strings: as objects
+// they take longer to read than a zombie takes to be looked at. An item is a few fields with ":" between them, and there is a space
+// between two items. A request of MaxZombies zombies with the largest numbers is about 250 KiB, its report about 150 KiB.
 const (
 	maxLine   = 1 << 20 // bytes, newline included
 	maxDetail = 1024    // bytes
@@ -62,6 +68,8 @@ func (r Request) check() error {
 		return bad("rest of %v, want 0 to %v", r.Rest, MaxRest)
 	case r.Attaches < 0 || r.Attaches > MaxAttaches:
 		return bad("%d attaches, want 0 to %d", r.Attaches, MaxAttaches)
+	case r.Age < 0:
+		return bad("zombies that are %v old", r.Age)
 	}
 	for i, z := range r.Zombies {
 		if z.PID <= 0 || z.PID > maxPID || z.NSPID < 0 || z.NSPID > maxPID {
@@ -122,8 +130,8 @@ func (r Report) check() error {
 		if res.NSPID < 0 || res.NSPID > maxPID {
 			return bad("result %d: number %d in the namespace", i, res.NSPID)
 		}
-		if len(res.Reason) > maxDetail {
-			return bad("result %d: reason of %d bytes", i, len(res.Reason))
+		if len(res.Reason) > maxDetail || strings.ContainsAny(string(res.Reason), fieldSep+itemSep) {
+			return bad("result %d: reason %q", i, cutText(string(res.Reason), 32))
 		}
 		// A reason is what explains that a zombie is still there; what was reaped has none.
 		if (res.Outcome == Reaped) != (res.Reason == "") {
@@ -131,6 +139,106 @@ func (r Report) check() error {
 		}
 	}
 	return nil
+}
+
+const fieldSep, itemSep = ":", " "
+
+// Zombies are encoded as their PID, StartTime, NSPID and ID, in this order.
+type Zombies []Zombie
+
+// MarshalText implements encoding.TextMarshaler.
+func (l Zombies) MarshalText() ([]byte, error) {
+	b := make([]byte, 0, 48*len(l))
+	for i, z := range l {
+		if i > 0 {
+			b = append(b, itemSep...)
+		}
+		b = append(strconv.AppendUint(b, uint64(z.PID), 10), fieldSep...)
+		b = append(strconv.AppendUint(b, z.StartTime, 10), fieldSep...)
+		b = append(strconv.AppendUint(b, uint64(z.NSPID), 10), fieldSep...)
+		b = strconv.AppendUint(b, z.ID, 10)
+	}
+	return b, nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (l *Zombies) UnmarshalText(text []byte) error {
+	list, err := items(text, func(f *fields) Zombie {
+		return Zombie{PID: procfs.HostPID(f.number(maxPID)), StartTime: f.number(math.MaxUint64), NSPID: procfs.NSPID(f.number(maxPID)), ID: f.number(math.MaxUint64)}
+	})
+	*l = list
+	return err
+}
+
+// Results are encoded as their PID, Outcome, Reason and NSPID, in this order.
+type Results []Result
+
+// MarshalText implements encoding.TextMarshaler.
+func (l Results) MarshalText() ([]byte, error) {
+	b := make([]byte, 0, 32*len(l))
+	for i, r := range l {
+		if i > 0 {
+			b = append(b, itemSep...)
+		}
+		b = append(strconv.AppendUint(b, uint64(r.PID), 10), fieldSep...)
+		b = append(append(b, r.Outcome...), fieldSep...)
+		b = append(append(b, r.Reason...), fieldSep...)
+		b = strconv.AppendUint(b, uint64(r.NSPID), 10)
+	}
+	return b, nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (l *Results) UnmarshalText(text []byte) error {
+	list, err := items(text, func(f *fields) Result {
+		r := Result{PID: procfs.HostPID(f.number(maxPID))}
+		if outcome := f.next(); string(outcome) == string(Reaped) { // nearly all of them: nothing to allocate
+			r.Outcome = Reaped
+		} else {
+			r.Outcome = Outcome(outcome)
+		}
+		r.Reason, r.NSPID = Reason(f.next()), procfs.NSPID(f.number(maxPID))
+		return r
+	})
+	*l = list
+	return err
+}
+
+// items parses a list: of no item if the text is empty.
+func items[T any](text []byte, parse func(*fields) T) ([]T, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	list := make([]T, 0, bytes.Count(text, []byte(itemSep))+1)
+	for more := true; more; {
+		var item []byte
+		item, text, more = bytes.Cut(text, []byte(itemSep))
+		f := fields{rest: item, more: true}
+		one := parse(&f)
+		if f.bad || f.more {
+			return nil, fmt.Errorf("%w: item %d: %q", errProtocol, len(list), cutText(string(item), 64))
+		}
+		list = append(list, one)
+	}
+	return list, nil
+}
+
+// fields are those of an item that have not been read yet. bad says that there were too few, or one that was no number.
+type fields struct {
+	rest      []byte
+	more, bad bool
+}
+
+func (f *fields) next() (field []byte) {
+	f.bad = f.bad || !f.more
+	field, f.rest, f.more = bytes.Cut(f.rest, []byte(fieldSep))
+	return field
+}
+
+func (f *fields) number(most uint64) uint64 {
+	n, err := strconv.ParseUint(string(f.next()), 10, 64)
+	f.bad = f.bad || err != nil || n > most
+	return n
 }
 
 // answers reports whether rep is about the zombies of req, in their order.

@@ -16,7 +16,8 @@ import (
 func validRequest() Request {
 	return Request{
 		Version: Version, PID: 100, StartTime: 5000, MaxStop: 3 * time.Millisecond,
-		Zombies: []Zombie{{PID: 101, StartTime: 5001, NSPID: 7}, {PID: 4194303, StartTime: 1<<64 - 1, NSPID: 8}},
+		Zombies: []Zombie{{PID: 101, StartTime: 5001, NSPID: 7}, {PID: 4194303, StartTime: 1<<64 - 1, NSPID: 8, ID: 1<<64 - 1}},
+		Age:     time.Second, Probe: true,
 	}
 }
 
@@ -64,6 +65,7 @@ func TestBadRequests(t *testing.T) {
 		{"endless rest", func(r *Request) { r.Rest = MaxRest + 1 }},
 		{"attaches without end", func(r *Request) { r.Attaches = MaxAttaches + 1 }},
 		{"less than no attach", func(r *Request) { r.Attaches = -1 }},
+		{"dead in the future", func(r *Request) { r.Age = -1 }},
 	}
 	for _, tc := range tests {
 		r := validRequest()
@@ -73,8 +75,12 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "{", "null", "[]", "{}", `{"version":3}`, `{"version":3,"pid":2,"zombies":[{"pid":3,"nspid":1}],"more":1}`,
-		`{"version":3,"pid":2,"zombies":[{"pid":3,"nspid":1}]} {}`, `{"version":3,"pid":"2","zombies":[{"pid":3,"nspid":1}]}`,
+		"", "{", "null", "[]", "{}", `{"version":4}`, `{"version":4,"pid":2,"zombies":"3:0:1:0","more":1}`,
+		`{"version":4,"pid":2,"zombies":"3:0:1:0"} {}`, `{"version":4,"pid":"2","zombies":"3:0:1:0"}`,
+		`{"version":4,"pid":2,"zombies":[{"pid":3}]}`, `{"version":4,"pid":2,"zombies":"3:0:1"}`, `{"version":4,"pid":2,"zombies":"3:0:1:0:0"}`,
+		`{"version":4,"pid":2,"zombies":" 3:0:1:0"}`, `{"version":4,"pid":2,"zombies":"3:0:1:0  4:0:2:0"}`, `{"version":4,"pid":2,"zombies":"3:0:-1:0"}`,
+		`{"version":4,"pid":2,"zombies":"+3:0:1:0"}`, `{"version":4,"pid":2,"zombies":"3:0x1:1:0"}`, `{"version":4,"pid":2,"zombies":"3:18446744073709551616:1:0"}`,
+		`{"version":4,"pid":2,"zombies":"4194305:0:1:0"}`, `{"version":4,"pid":2,"zombies":3}`,
 		strings.Repeat(" ", maxLine+1),
 	} {
 		if _, err := DecodeRequest([]byte(text)); err == nil {
@@ -110,8 +116,8 @@ func TestLargestMessagesFit(t *testing.T) {
 	rep.Detail, rep.Results = strings.Repeat("é", maxDetail), nil
 	req.Zombies = nil
 	for range MaxZombies {
-		req.Zombies = append(req.Zombies, Zombie{PID: maxPID, StartTime: 1<<64 - 1, NSPID: maxPID})
-		rep.Results = append(rep.Results, Result{PID: maxPID, Outcome: Left, Reason: ReasonZombieTraced})
+		req.Zombies = append(req.Zombies, Zombie{PID: maxPID, StartTime: 1<<64 - 1, NSPID: maxPID, ID: 1<<64 - 1})
+		rep.Results = append(rep.Results, Result{PID: maxPID, Outcome: Vanished, Reason: ReasonZombieTraced, NSPID: maxPID})
 	}
 	if _, err := EncodeRequest(req); err != nil {
 		t.Error(err)
@@ -146,6 +152,8 @@ func TestBadReports(t *testing.T) {
 		{"an attach without being attached", func(r *Report) { r.Attached = false }},
 		{"more attaches than can be", func(r *Report) { r.Attaches = MaxAttaches + 1 }},
 		{"negative tid", func(r *Report) { r.TID = -1 }},
+		{"a reason of two fields", func(r *Report) { r.Results[1].Reason = "a:b" }},
+		{"a reason of two items", func(r *Report) { r.Results[1].Reason = "a b" }},
 		{"endless reason", func(r *Report) { r.Reason = Reason(strings.Repeat("x", maxDetail+1)) }},
 	}
 	for _, tc := range tests {
@@ -184,8 +192,8 @@ func TestReadLine(t *testing.T) {
 func FuzzDecodeRequest(f *testing.F) {
 	line, _ := EncodeRequest(validRequest())
 	f.Add(line)
-	f.Add([]byte(`{"version":3,"pid":2,"startTime":3,"zombies":[{"pid":3,"startTime":4,"nspid":5}]}`))
-	f.Add([]byte(`{"version":3,"pid":1e2,"zombies":[]}`))
+	f.Add([]byte(`{"version":4,"pid":2,"startTime":3,"zombies":"3:4:5:6"}`))
+	f.Add([]byte(`{"version":4,"pid":1e2,"zombies":""}`))
 	f.Add([]byte("{}\n{}"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		req, err := DecodeRequest(data)
@@ -205,8 +213,8 @@ func FuzzDecodeRequest(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	line, _ := EncodeReport(validReport())
 	f.Add(line)
-	f.Add([]byte(`{"version":3,"attached":false,"reason":"busy","stoppedNs":0,"results":[{"pid":1,"outcome":"left","reason":"declined"}]}`))
-	f.Add([]byte(`{"version":3,"results":null}`))
+	f.Add([]byte(`{"version":4,"attached":false,"reason":"busy","stoppedNs":0,"results":"1:left:declined:0"}`))
+	f.Add([]byte(`{"version":4,"results":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		rep, err := DecodeReport(data)
 		if err != nil {

@@ -674,7 +674,13 @@ int main(int argc, char **argv)
 	} else if (!strcmp(mode, "nested")) {
 		nested();
 	} else if (!strcmp(mode, "zombie-traced")) {
+		orphans(1);
 		zombie_traced(n);
+	} else if (!strcmp(mode, "trace-later")) {
+		orphans(n);
+		park();
+		wait_byte();
+		zombie_traced(1);
 	} else if (!strcmp(mode, "vfork")) {
 		orphans(n);
 		say("ready");
