@@ -143,6 +143,7 @@ type orphan struct {
 	command string
 	status  int // wait(2)
 	died    time.Time
+	unnamed bool // command and status are not known: there were more than are told
 }
 
 // orphanExit is the event for an orphan. Its ID can be that of no exec: containerd's exec IDs are chosen by clients, and
@@ -168,7 +169,7 @@ func exitStatus(status int) uint32 {
 
 // publishOrphan logs and publishes the exit of an orphan, both within the limits of its task.
 func (s *service) publishOrphan(o orphan) {
-	if !o.task.limiter.Allow() {
+	if o.unnamed || !o.task.limiter.Allow() {
 		if o.task.cfg.Events {
 			o.task.dropped.Add(1)
 		}

@@ -82,6 +82,7 @@ func (s *service) startWatcher(owner *task, r sweep.Reaper) (*watcher, error) {
 		ReapUnproven:  owner.cfg.ReapUnproven,
 		ReapOwn:       owner.cfg.ReapOwn,
 		Reaper:        r,
+		Tell:          func() int { return int(owner.limiter.Tokens()) },
 	})
 	if err != nil {
 		return nil, err
@@ -273,7 +274,7 @@ func (w *watcher) run(ctx context.Context, sweeper *sweep.Sweeper, timer *alarm)
 		for _, o := range res.Reaped {
 			w.s.publishOrphan(orphan{
 				task: w.attribute(o.Cgroup), pid: int(o.PID), inner: int(o.NSPID),
-				command: o.Comm, status: o.Status, died: o.FirstSeen,
+				command: o.Comm, status: o.Status, died: o.FirstSeen, unnamed: o.Unnamed,
 			})
 		}
 		if n := w.owner.reports.totalsNow().Reaped; n != byInit {

@@ -159,6 +159,11 @@ func (p *FS) LastPID() (HostPID, error) {
 	return parsed(p, "loadavg", atOnce, ParseLastPID)
 }
 
+// PIDMax reads from /proc/sys/kernel/pid_max (proc_sys_kernel(5)) the number that is one more than the greatest that is given.
+func (p *FS) PIDMax() (HostPID, error) {
+	return parsed(p, "sys/kernel/pid_max", atOnce, ParsePIDMax)
+}
+
 // readNames calls f for each name in a directory from a place on, until f returns false.
 func readNames(dir fs.File, from Mark, f func(name []byte, at Mark) bool) error {
 	if d, ok := dir.(interface{ Fd() uintptr }); ok && direct {

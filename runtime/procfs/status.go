@@ -168,6 +168,15 @@ func ParseLastPID(data []byte) (HostPID, error) {
 	return HostPID(n), nil
 }
 
+// ParsePIDMax parses /proc/sys/kernel/pid_max.
+func ParsePIDMax(data []byte) (HostPID, error) {
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 32)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("pid_max: %q is no number of processes", bytes.TrimSpace(data))
+	}
+	return HostPID(n), nil
+}
+
 // ParseSyscall parses a syscall file: "running", "-1 sp pc" or "nr arg0 … arg5 sp pc".
 func ParseSyscall(data []byte) (Syscall, error) {
 	fields := bytes.Fields(data)

@@ -202,6 +202,26 @@ func FuzzParseSyscall(f *testing.F) {
 	})
 }
 
+func TestParsePIDMax(t *testing.T) {
+	if n, err := ParsePIDMax([]byte("4194304\n")); err != nil || n != 4194304 {
+		t.Errorf("got %d, %v", n, err)
+	}
+	for _, text := range []string{"", "\n", "0\n", "-1\n", "1 2\n", "x", "4294967296\n"} {
+		if n, err := ParsePIDMax([]byte(text)); err == nil {
+			t.Errorf("%q accepted as %d", text, n)
+		}
+	}
+}
+
+func FuzzParsePIDMax(f *testing.F) {
+	f.Add([]byte("32768\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if n, err := ParsePIDMax(data); n < 0 || err != nil && n != 0 || err == nil && n == 0 {
+			t.Errorf("%q: %d, %v", data, n, err)
+		}
+	})
+}
+
 func FuzzParseLastPID(f *testing.F) {
 	f.Add([]byte("0.20 0.18 0.12 1/80 11206\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

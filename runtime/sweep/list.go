@@ -28,10 +28,7 @@ type Zombie struct {
 // are held by other processes, which are looked for now. omitted says how many there are beyond limit.
 func (s *Sweeper) Zombies(limit int) (list []Zombie, omitted int) {
 	for _, z := range s.zombies {
-		list = append(list, Zombie{
-			PID: z.pid, Comm: z.comm, Session: z.session, Parent: s.cfg.Init.PID,
-			FirstSeen: z.firstSeen, Status: z.status, Judgement: z.judgement,
-		})
+		list = append(list, s.listedAs(z))
 	}
 	slices.SortFunc(list, func(a, b Zombie) int {
 		if c := a.FirstSeen.Compare(b.FirstSeen); c != 0 {
@@ -48,9 +45,19 @@ func (s *Sweeper) Zombies(limit int) (list []Zombie, omitted int) {
 		list, omitted = list[:limit], len(list)-limit
 	}
 	for i := range list {
+		if z := s.zombies[list[i].PID]; z != nil && z.bare() && !list[i].Held && s.detail(z) {
+			list[i] = s.listedAs(z)
+		}
 		list[i].NSPID = s.numberInside(list[i].PID)
 	}
 	return list, omitted
+}
+
+func (s *Sweeper) listedAs(z *zombie) Zombie {
+	return Zombie{
+		PID: z.pid, Comm: z.comm, Session: z.session, Parent: s.cfg.Init.PID,
+		FirstSeen: z.firstSeen, Status: z.status, Judgement: z.judgement,
+	}
 }
 
 // numberInside returns the number that PID 1 knows a process by, 0 when it cannot be read.

@@ -93,6 +93,7 @@ func (s *Sweeper) send(ctx context.Context, due []*zombie) int {
 		batch: slices.Clone(due[:size]), cgroups: s.cgroupsOf(due[:size]), more: len(due) > size,
 		running: s.overdue(due[0], s.cfg.Now()), done: make(chan struct{}),
 	}
+	s.name(f.batch)
 	req := s.prepare(f.batch)
 	if attaches > 1 {
 		req.Attaches = attaches
@@ -118,11 +119,30 @@ func (s *Sweeper) prepare(batch []*zombie) tracer.Request {
 		MaxStop:   maxStop,
 		Zombies:   make([]tracer.Zombie, len(batch)),
 	}
+	var youngest time.Time // of those with an id
 	for i, z := range batch {
 		z.inFlight = true
-		req.Zombies[i] = tracer.Zombie{PID: z.pid, StartTime: z.startTime}
+		req.Zombies[i] = tracer.Zombie{PID: z.pid, StartTime: z.startTime, ID: z.id}
+		if z.id != 0 && z.firstSeen.After(youngest) {
+			youngest = z.firstSeen
+		}
+	}
+	if !youngest.IsZero() {
+		req.Age = s.cfg.Now().Sub(youngest)
+		// The kernel goes over all the children: here are no more than so many.
+		req.Probe = len(s.zombies) < s.limits.tracked
 	}
 	return req
+}
+
+// name reads the names of as many zombies of a batch as will be told.
+func (s *Sweeper) name(batch []*zombie) {
+	if s.cfg.Tell != nil {
+		batch = batch[:min(len(batch), max(0, s.cfg.Tell()))]
+	}
+	for _, z := range batch {
+		s.detail(z) // if it is gone, the Reaper says so
+	}
 }
 
 // cgroupsOf reads where the zombies of a batch died, which cannot be read any more once they are reaped, or returns nil where nobody wants
@@ -187,7 +207,7 @@ func (s *Sweeper) land(ctx context.Context) (reaped []Orphan, undone []*zombie, 
 			case lineage.Unproven:
 				s.stats.ReapedUnproven++
 			}
-			o := Orphan{PID: z.pid, NSPID: r.NSPID, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen}
+			o := Orphan{PID: z.pid, NSPID: r.NSPID, Comm: z.comm, Status: z.status, FirstSeen: z.firstSeen, Unnamed: z.bare()}
 			if f.cgroups != nil {
 				o.Cgroup = f.cgroups[i]
 			}

@@ -72,6 +72,7 @@ type Orphan struct {
 	Comm      string       // as the process called itself
 	Status    int          // wait(2) status
 	FirstSeen time.Time    // as a zombie; it died at most one sweep earlier
+	Unnamed   bool         // Comm and Status were not read: nobody would be told of it (Config.Tell)
 	Cgroup    string       // see ContainerPath; "" while no other container shares the namespace (SetShared)
 }
 

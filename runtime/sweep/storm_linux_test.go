@@ -273,12 +273,23 @@ func testLookBeside(t *testing.T, threads bool) {
 
 // A zombie that is known and reaped while a look goes on beside is not found once more: it would be taken for one that vanished by itself.
 func TestLookBesideFindsNothingTwice(t *testing.T) {
+	t.Run("on the list", func(t *testing.T) { testLookBesideFindsNothingTwice(t, nil) })
+	t.Run("by number", func(t *testing.T) {
+		requireNumbers(t)
+		testLookBesideFindsNothingTwice(t, &exactLog{})
+	})
+}
+
+func testLookBesideFindsNothingTwice(t *testing.T, log sweep.ForkLog) {
 	const zombies, each = 100, 40
 	p, _ := startCountedHerd(t)
 	p.herd("adopted", zombies)
 	p.aged()
 	r := &recorder{answer: answerAll(tracer.Left, tracer.ReasonBudget)}
 	s, c := p.sweeper(r, 0)
+	if log != nil {
+		s.SetForkLog(log)
+	}
 	s.SetLimits(160, 2*zombies, zombies, 1024)
 	s.SetCgroups(nil)
 	mustSweep(t, s)

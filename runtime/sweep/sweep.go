@@ -45,6 +45,9 @@ type Config struct {
 	ReapUnproven, ReapOwn time.Duration
 	// Reaper is nil where zombies are only observed.
 	Reaper Reaper
+	// Tell returns how many orphans somebody would be told of by name now; nil: of all. In a storm the names of others are not read
+	// ([Orphan.Unnamed]).
+	Tell func() int
 	// Now and BootTicks are the clocks; nil means time.Now and the kernel's CLOCK_BOOTTIME.
 	Now       func() time.Time
 	BootTicks func() uint64
@@ -64,7 +67,7 @@ type limits struct {
 	verify int
 }
 
-var defaultLimits = limits{look: 8192, tracked: 32768, useless: 24576, verify: 1024}
+var defaultLimits = limits{look: 8192, tracked: 49152, useless: 24576, verify: 1024}
 
 // More limits of one sweep.
 const (
@@ -122,8 +125,11 @@ const (
 
 // zombie is one zombie child of PID 1, from its first sight on.
 type zombie struct {
-	pid       procfs.HostPID
+	pid procfs.HostPID
+	// startTime is only a lower bound, and session, comm and status are not known, for one that is bare. id is that of its pidfd, of those
+	// that were found by their numbers, which identifies it in place of the start time; else 0.
 	startTime uint64
+	id        uint64
 	session   procfs.HostPID
 	thread    procfs.HostPID // of PID 1, on whose list it was found
 	comm      string
@@ -138,6 +144,7 @@ type zombie struct {
 	tried     bool   // an attempt to have it reaped ended without an answer
 	inFlight  bool   // it has been asked for
 	useless   bool   // nobody may reap it
+	detailed  bool   // there is an id, and all is known
 }
 
 // Sweeper watches one PID namespace. It is not safe for concurrent use; a single goroutine owns it.
@@ -150,7 +157,7 @@ type Sweeper struct {
 	zombies   map[procfs.HostPID]*zombie
 	useless   int // of these, nobody may reap
 	sightings *lineage.Sightings
-	known     map[procfs.HostPID]bool // sighted at the last walk and still listed then; whether in the session of PID 1
+	walked    map[procfs.HostPID]bool // sighted at the last walk and still listed then; whether in the session of PID 1
 	forks     ForkLog
 	grace     time.Duration // cfg.Grace, or what was learned
 	impatient bool          // in SweepNow: proven orphans are due at first sight
@@ -161,11 +168,12 @@ type Sweeper struct {
 	flights            []*flight   // in the order in which they were sent
 	cutShort           bool        // the last of other looks did not get to the end of the lists
 	strangers          strangers
+	numbers            *numbers
 	retryAt            time.Time // of whole requests
 	retryWait          time.Duration
 
 	round   uint32
-	numbers uint64    // given to zombies
+	ordinal uint64    // of the next zombie that is found
 	fresh   []*zombie // found in this look
 	cursor  int       // children at the front of the list that the next look passes over: the last one ended behind them
 	removed int       // from the list since, by us or by PID 1
@@ -209,7 +217,7 @@ func New(cfg Config) (*Sweeper, error) {
 		attaches:  1,
 		tries:     quickTries,
 		sightings: lineage.NewSightings(maxSightings),
-		known:     make(map[procfs.HostPID]bool),
+		walked:    make(map[procfs.HostPID]bool),
 		grace:     cfg.Grace,
 	}
 	s.stats.Refusals = make(map[tracer.Reason]uint64)
@@ -262,7 +270,7 @@ func (s *Sweeper) Sweep(ctx context.Context) (Result, error) {
 	case err != nil || s.beside != nil:
 	case s.impatient || !s.plenty(leader, due):
 		complete, err = s.look(leader, full, now)
-		s.cutShort, s.strangers = !complete, strangers{}
+		s.cutShort, s.strangers, s.numbers = !complete, strangers{}, nil
 	case s.cutShort || now.Sub(s.looked) >= lookBeside:
 		s.lookBeside(ctx, leader, now)
 		s.cutShort = false
@@ -415,11 +423,9 @@ func (s *Sweeper) look(leader procfs.Stat, full bool, now time.Time) (complete b
 		if z.round == s.round || z.inFlight { // what became of it is told by who was asked
 			continue
 		}
-		st, err := s.cfg.Proc.Stat(z.pid)
-		if err == nil && st.StartTime == z.startTime && !st.Vanishing() && st.PPID == init {
-			continue
+		if !s.still(z) {
+			s.vanished(z)
 		}
-		s.vanished(z)
 	}
 	return true, nil
 }
@@ -478,6 +484,14 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 		if s.forks != nil {
 			e.Fork = s.forks.Lookup(z.pid, z.startTime)
 		}
+		if z.bare() && e.Fork != lineage.ForkedByOther { // the log has not the last word
+			if !s.detail(z) {
+				s.forget(z)
+				continue
+			}
+			e.Session, e.SeenUnder = z.session, s.sightings.Parent(z.pid, z.startTime)
+			e.Fork = s.forks.Lookup(z.pid, z.startTime)
+		}
 		z.judgement = lineage.Judge(e)
 		if j := z.judgement; j.Rules == lineage.RuleForkLog && j.Verdict == lineage.Adopted || j.Contradiction && e.Fork == lineage.ForkedByInit {
 			s.stats.LogDecided++
@@ -512,16 +526,14 @@ func ignoreVanished(err error) error {
 
 // child looks at one child of PID 1, found on the list of thread tid (0: unknown), and tracks it if it is a zombie.
 func (s *Sweeper) child(pid, tid procfs.HostPID, now time.Time) {
-	z := s.zombies[pid]
-	st, err := s.cfg.Proc.Stat(pid)
-	if z != nil {
-		if err == nil && st.StartTime == z.startTime && !st.Vanishing() && st.PPID == s.cfg.Init.PID {
+	if z := s.zombies[pid]; z != nil {
+		if s.still(z) {
 			z.checked = now
 			return
 		}
 		s.vanished(z)
 	}
-	if err == nil {
+	if st, err := s.cfg.Proc.Stat(pid); err == nil {
 		s.remember(s.sight(st, tid, now))
 	}
 }
@@ -542,110 +554,10 @@ func (s *Sweeper) remember(z *zombie) {
 	if z == nil {
 		return
 	}
-	z.round, z.number = s.round, s.numbers
-	s.numbers++
+	z.round, z.number = s.round, s.ordinal
+	s.ordinal++
 	s.zombies[z.pid] = z
 	s.fresh = append(s.fresh, z)
-}
-
-// strangers are processes that were no zombie children of PID 1, since a time. From mark on are those in the list of all processes that have
-// not been seen yet.
-type strangers struct {
-	pids  map[procfs.HostPID]struct{}
-	since time.Time
-	mark  procfs.Mark
-}
-
-// besideLook is a look for zombies that are not known yet, which goes on while others are reaped. It finds out nothing about those that
-// are: where a child is collected while the list is read, the kernel leaves others out.
-type besideLook struct {
-	done  chan struct{} // closed at its end; what follows is read after that
-	found []*zombie
-	mark  procfs.Mark
-	err   error
-}
-
-// lookBeside begins a look at the list of the leader, which is where adopted children hang. If there is no other thread, it goes over all
-// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. As long
-// as the numbers go up it begins with those that were given since the last time.
-func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
-	if now.Sub(s.strangers.since) >= strangersFor {
-		s.strangers = strangers{pids: make(map[procfs.HostPID]struct{}), since: now}
-	}
-	// Found once more, one that is reaped meanwhile would be taken for one that has vanished by itself.
-	known := make(map[procfs.HostPID]struct{}, len(s.zombies))
-	for pid := range s.zombies {
-		known[pid] = struct{}{}
-	}
-	from, until := s.strangers.mark, time.Now().Add(maxReap)
-	b := &besideLook{done: make(chan struct{})}
-	s.beside, s.looked = b, now
-	init, budget, others := s.cfg.Init.PID, s.limits.tracked-len(known), s.strangers.pids // until done nobody else has these
-	go func() {
-		defer close(b.done)
-		child := func(pid procfs.HostPID) bool {
-			if _, ok := known[pid]; ok {
-				return true
-			}
-			if _, ok := others[pid]; ok {
-				return true
-			}
-			if budget == 0 || ctx.Err() != nil {
-				return false
-			}
-			st, err := s.cfg.Proc.Stat(pid)
-			if err != nil {
-				return true
-			}
-			if z := s.sight(st, init, now); z != nil {
-				b.found = append(b.found, z)
-				budget--
-			} else {
-				others[pid] = struct{}{}
-			}
-			return true
-		}
-		if leader.NumThreads == 1 {
-			last, _ := s.cfg.Proc.LastPID() // if it cannot be read, the next look begins at the beginning
-			b.err = s.cfg.Proc.EachPIDFrom(from, func(pid procfs.HostPID, at procfs.Mark) bool {
-				if pid <= last { // others are from before the numbers began again
-					b.mark = at
-				}
-				// Processes can be forked as fast as they are looked at.
-				if time.Now().After(until) || !child(pid) {
-					b.mark = at
-					return false
-				}
-				return true
-			})
-		} else {
-			b.err = s.cfg.Proc.EachChild(init, init, child)
-		}
-	}()
-}
-
-// take takes in what such a look has found, if it has ended, or, with wait, when it has.
-func (s *Sweeper) take(wait bool) error {
-	b := s.beside
-	select {
-	case <-b.done:
-	default:
-		if !wait {
-			return nil
-		}
-		<-b.done
-	}
-	s.beside = nil
-	s.strangers.mark = b.mark
-	for _, z := range b.found {
-		if s.zombies[z.pid] == nil {
-			s.remember(z)
-		}
-	}
-	if errors.Is(b.err, procfs.ErrVanished) || errors.Is(b.err, procfs.ErrNoChildren) {
-		return nil // the next sweep finds out, or looks elsewhere
-	}
-	return b.err
 }
 
 // scanChildren finds the children of PID 1 without children files, by a pass over all of /proc.
@@ -674,7 +586,7 @@ func (s *Sweeper) walk(full bool, now time.Time) {
 			continue
 		}
 		// Once sighted, a process stays proven: read it again only in full sweeps, in case its PID changed hands.
-		if companion, ok := s.known[pid]; ok && !full {
+		if companion, ok := s.walked[pid]; ok && !full {
 			known[pid] = companion
 			if companion {
 				companions++
@@ -695,7 +607,7 @@ func (s *Sweeper) walk(full bool, now time.Time) {
 			known[pid] = companion
 		}
 	}
-	s.known = known
+	s.walked = known
 	s.stats.Companions = companions
 	s.nextWalk = now.Add(walkShare * s.cfg.Now().Sub(now))
 }
@@ -725,8 +637,8 @@ func (s *Sweeper) due(now time.Time, ticks uint64) []*zombie {
 
 func (s *Sweeper) isDue(z *zombie, now time.Time, ticks uint64) bool {
 	at, ok := s.dueAt(z)
-	// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on.
-	return ok && !at.After(now) && ticks >= z.startTime+lineage.MinTicks
+	// The tracer knows the zombie by (pid, start time), which identifies it from MinTicks on, or by its id.
+	return ok && !at.After(now) && (z.id != 0 || ticks >= z.startTime+lineage.MinTicks)
 }
 
 // dueAt returns when a zombie may be reaped; ok is false when it may not, or has been asked for.

@@ -8,7 +8,7 @@ import (
 // TestNoTracer: an answer is good for those who were dead before the question, of the same process, and for as long as it was given.
 func TestNoTracer(t *testing.T) {
 	began := time.Now()
-	at := func(d time.Duration) time.Time { return began.Add(d) }
+	at := began.Add
 	req := func(age time.Duration) Request { return Request{PID: 7, StartTime: 70, Age: age, Probe: true} }
 	no := func(d time.Duration) answer { return answer{at: at(d), took: time.Millisecond, none: true} }
 	yes := func(d time.Duration) answer { return answer{at: at(d), took: time.Millisecond} }

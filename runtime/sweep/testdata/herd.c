@@ -3,6 +3,7 @@
 //
 //   own N       N children of its own that have ended
 //   adopted N   N orphans of another session that have ended
+//   orphans N   N orphans of another session that live until they are killed
 //   living N    N children of its own that live until it ends
 //   reap N      waits for N children
 //   take N      waits for the child with that number
@@ -21,6 +22,19 @@ static void fail(const char *what)
 {
 	perror(what);
 	exit(1);
+}
+
+static void living(long n)
+{
+	for (; n > 0; n--) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			fail("fork");
+		if (pid == 0)
+			for (;;)
+				pause();
+	}
 }
 
 static void zombies(long n)
@@ -61,26 +75,19 @@ int main(void)
 	while (scanf("%15s %ld", what, &n) == 2) {
 		if (strcmp(what, "own") == 0) {
 			zombies(n);
-		} else if (strcmp(what, "adopted") == 0) {
+		} else if (strcmp(what, "adopted") == 0 || strcmp(what, "orphans") == 0) {
 			pid_t pid = fork();
 			if (pid < 0)
 				fail("fork");
 			if (pid == 0) {
 				setsid();
-				zombies(n);
+				(what[0] == 'a' ? zombies : living)(n);
 				_exit(0);
 			}
 			if (waitpid(pid, NULL, 0) != pid)
 				fail("waitpid");
 		} else if (strcmp(what, "living") == 0) {
-			for (; n > 0; n--) {
-				pid_t pid = fork();
-				if (pid < 0)
-					fail("fork");
-				if (pid == 0)
-					for (;;)
-						pause();
-			}
+			living(n);
 		} else if (strcmp(what, "reap") == 0) {
 			for (; n > 0; n--)
 				if (waitpid(-1, NULL, 0) < 0)
