@@ -133,11 +133,11 @@ type numbers struct {
 	// seldom.
 	young, old []stranger
 	nextOld    time.Time
-	// Those that were there at the beginning are on the list of all processes, and have been looked at up to mark, or all of them. ahead are
-	// those of them whose number is still to be tried.
-	mark  procfs.Mark
-	all   bool
-	ahead map[procfs.HostPID]struct{}
+	// rest are processes that were there at the beginning and have not been looked at, once they are listed, and ahead are those of them whose
+	// number is still to be tried.
+	listed bool
+	rest   []procfs.HostPID
+	ahead  map[procfs.HostPID]struct{}
 }
 
 // stranger is a process that may become a zombie child of PID 1.
@@ -170,15 +170,16 @@ func (s *Sweeper) lookByNumber(ctx context.Context, now time.Time) bool {
 	l := &numberLook{
 		besideLook: besideLook{done: make(chan struct{})}, s: s, n: n, ctx: ctx, now: now, began: time.Now(), budget: s.limits.tracked - len(s.zombies),
 	}
-	if !n.all || len(ranges) > 1 {
+	if !n.listed || len(n.rest) > 0 || len(ranges) > 1 {
 		l.known = s.known()
 	}
 	s.beside, s.looked = &l.besideLook, now
 	go func() {
 		defer close(l.done)
+		l.list()
 		l.strangers()
-		if l.numbers(ranges, born) && !n.all {
-			l.list()
+		if l.numbers(ranges, born) {
+			l.others()
 		}
 	}()
 	return true
@@ -259,40 +260,47 @@ func (l *numberLook) numbers(ranges [][2]procfs.HostPID, born uint64) bool {
 		}
 	}
 	n.born = born
-	if n.all {
+	if len(n.rest) == 0 {
 		clear(n.ahead)
 	}
 	return true
 }
 
-// list goes on with the list of all processes. Nothing is known of the age of those on it, and so the stat files of zombies are read.
+// list lists those that are there at the beginning.
 func (l *numberLook) list() {
-	n, whole := l.n, true
-	l.err = l.s.cfg.Proc.EachPIDFrom(n.mark, func(pid procfs.HostPID, at procfs.Mark) bool {
-		if _, ok := l.known[pid]; ok {
-			return true
-		}
-		if n.mark = at; l.over() {
-			whole = false
-			return false
-		}
-		found := len(l.found)
-		again := l.look(stranger{pid: pid})
-		if len(l.found) > found && !l.s.detail(l.found[found]) { // gone again
-			l.found = l.found[:found]
-		}
-		switch {
-		case pid > n.last:
-			n.ahead[pid] = struct{}{} // or it would be found twice
-			if again {
-				n.young = append(n.young, stranger{pid: pid, until: l.now.Add(strangersFor)})
+	if l.n.listed {
+		return
+	}
+	l.n.rest = nil
+	l.err = l.s.cfg.Proc.EachPID(func(pid procfs.HostPID) bool {
+		if _, ok := l.known[pid]; !ok {
+			l.n.rest = append(l.n.rest, pid)
+			if pid > l.n.last {
+				l.n.ahead[pid] = struct{}{} // or it could be found twice
 			}
-		case again:
-			n.old = append(n.old, stranger{pid: pid})
 		}
 		return true
 	})
-	n.all = whole && l.err == nil
+	l.n.listed = l.err == nil
+}
+
+// others looks at those. Nothing is known of their age, and so the stat files of zombies are read.
+func (l *numberLook) others() {
+	n := l.n
+	for len(n.rest) > 0 && !l.over() {
+		pid := n.rest[0]
+		n.rest = n.rest[1:]
+		found := len(l.found)
+		switch again := l.look(stranger{pid: pid}); {
+		case !again && len(l.found) > found && !l.s.detail(l.found[found]): // gone
+			l.found = l.found[:found]
+		case !again:
+		case pid > n.last: // just forked
+			n.young = append(n.young, stranger{pid: pid, until: l.now.Add(strangersFor)})
+		default:
+			n.old = append(n.old, stranger{pid: pid})
+		}
+	}
 }
 
 // still reports whether a zombie is still there, as a child of PID 1.
