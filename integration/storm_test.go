@@ -389,7 +389,10 @@ func TestStormLong(t *testing.T) {
 			if limit := 3 * leak.rate; leak.rate > 0 && slices.Max(samples) > limit {
 				t.Errorf("the backlog was %d, want %d at most: %v", slices.Max(samples), limit, samples)
 			}
-			// After 5 s it should not grow any more. On the fastest machines it does, and this is the limit of what is accepted there.
+			if n, m := final.GetVanished(), final.GetContradictions(); n+m > 0 {
+				t.Errorf("%d vanished, %d contradictions", n, m)
+			}
+			// After 5 s it does not grow any more, but by what the machine has others do meanwhile.
 			const settled = 5
 			if leak.rate > 0 {
 				return
@@ -402,7 +405,7 @@ func TestStormLong(t *testing.T) {
 			}
 			after := samples[settled:]
 			grown := (after[len(after)-1] - after[0]) / (len(after) - 1)
-			limit := int(0.3 * float64(all) / leaked.Seconds())
+			limit := int(0.1 * float64(all) / leaked.Seconds())
 			t.Logf("after %d s the backlog grows by %d a second (aim: 0)", settled, grown)
 			if grown > limit {
 				t.Errorf("after %d s the backlog grows by %d a second, want %d at most: %v", settled, grown, limit, samples)
