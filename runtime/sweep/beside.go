@@ -27,9 +27,9 @@ type besideLook struct {
 	err   error
 }
 
-// lookBeside begins a look at the list of the leader, which is where adopted children hang. If there is no other thread, it goes over all
-// processes of the machine instead: with many children that takes the kernel a fraction of the time, and no lock that others need. As long
-// as the numbers go up it begins with those that were given since the last time.
+// lookBeside begins a look by number where that can be, and else one at the list of the leader, which is where adopted children hang. If
+// there is no other thread, it goes over all processes of the machine instead: with many children that takes the kernel a fraction of the
+// time, and no lock that others need. As long as the numbers go up it begins with those that were given since the last time.
 func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
 	if leader.NumThreads == 1 && pidfd.Supported() && s.forks != nil && s.forks.Exact() && s.lookByNumber(ctx, now) {
 		return
@@ -101,8 +101,12 @@ func (s *Sweeper) take(wait bool) error {
 	s.beside = nil
 	s.strangers.mark = b.mark
 	for _, z := range b.found {
-		if s.zombies[z.pid] == nil {
+		switch old := s.zombies[z.pid]; {
+		case old == nil:
 			s.remember(z)
+		case z.id != 0 && s.numbers != nil && !old.identity().of(z.id, z.startTime):
+			// That is gone, and we have not been told yet.
+			s.numbers.young = append(s.numbers.young, stranger{z.pid, z.startTime, z.firstSeen.Add(strangersFor)})
 		}
 	}
 	if errors.Is(b.err, procfs.ErrVanished) || errors.Is(b.err, procfs.ErrNoChildren) {
@@ -111,14 +115,21 @@ func (s *Sweeper) take(wait bool) error {
 	return b.err
 }
 
-// known returns the numbers of the zombies that are. Found once more, one that is reaped meanwhile would be taken for one that has vanished
-// by itself.
-func (s *Sweeper) known() map[procfs.HostPID]struct{} {
-	pids := make(map[procfs.HostPID]struct{}, len(s.zombies))
-	for pid := range s.zombies {
-		pids[pid] = struct{}{}
+// identity tells a zombie from others that had or will have its number.
+type identity struct{ id, startTime uint64 }
+
+func (z *zombie) identity() identity { return identity{z.id, z.startTime} }
+
+// of reports whether it can be that of a process with an ID that was not born before a tick.
+func (i identity) of(id, born uint64) bool { return i.id == id || i.id == 0 && i.startTime >= born }
+
+// known returns the zombies that are known. Found once more, one that is reaped meanwhile would be taken for one that has vanished by itself.
+func (s *Sweeper) known() map[procfs.HostPID]identity {
+	known := make(map[procfs.HostPID]identity, len(s.zombies))
+	for pid, z := range s.zombies {
+		known[pid] = z.identity()
 	}
-	return pids
+	return known
 }
 
 // numbers are what a look by number goes by. One tries the numbers that were given since the last, one after the other. That tells nothing
@@ -191,9 +202,9 @@ type numberLook struct {
 	s          *Sweeper
 	n          *numbers
 	ctx        context.Context
-	now, began time.Time // by the clock of the Sweeper, and by the machine's
-	budget     int       // of zombies
-	known      map[procfs.HostPID]struct{}
+	now, began time.Time                   // by the clock of the Sweeper, and by the machine's
+	budget     int                         // of zombies
+	known      map[procfs.HostPID]identity // nil where all that is found is new
 }
 
 // over reports whether the look has taken its time: processes can be forked as fast as they are looked at.
@@ -206,9 +217,6 @@ func (l *numberLook) seen() time.Time { return l.now.Add(time.Since(l.began)) }
 
 // look looks at one process, and reports whether to do so again.
 func (l *numberLook) look(st stranger) bool {
-	if _, ok := l.known[st.pid]; ok {
-		return false
-	}
 	facts, err := pidfd.Of(st.pid)
 	if err != nil {
 		return !errors.Is(err, procfs.ErrVanished)
@@ -216,6 +224,9 @@ func (l *numberLook) look(st stranger) bool {
 	init := l.s.cfg.Init.PID
 	if !facts.Dead || facts.Parent != init || l.budget == 0 {
 		return true
+	}
+	if i, ok := l.known[st.pid]; ok && i.of(facts.ID, st.born) {
+		return false
 	}
 	l.budget--
 	at := l.seen()
