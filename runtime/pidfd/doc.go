@@ -11,12 +11,13 @@ import "github.com/reaper-shim/reaper/runtime/procfs"
 type Facts struct {
 	// ID identifies the process for as long as the machine runs: the inode number of its descriptor in pidfs (Linux 6.9). A PID does not.
 	ID     uint64
-	Parent procfs.HostPID // 0: outside of our PID namespace
+	Parent procfs.HostPID
 	// Dead says that all its threads have ended and that it has not been waited for.
 	Dead bool
 }
 
-// Of returns the facts of a process; procfs.ErrVanished (wrapped) if there is none of that number, or if it has been waited for.
+// Of returns the facts of a process; procfs.ErrVanished (wrapped) if there is none of that number, if it has been waited for, or if
+// its parent is outside of our PID namespace.
 func Of(pid procfs.HostPID) (Facts, error) {
 	fd, err := Open(pid)
 	if err != nil {

@@ -311,8 +311,8 @@ func (v *crashVictim) reapDying(c *Client, zs []Zombie) (Report, error) {
 	defer cancel()
 	req := v.request(zs...)
 	req.Running = v.call == crashBusy
-	if v.asks && asks && pidfd.Supported() {
-		req.Zombies, req.Age, req.Probe = identified(v.t, zs), time.Nanosecond, true
+	if v.asks {
+		req = withQuestion(v.t, req)
 	}
 	if v.some > 0 {
 		req.Attaches, req.MaxStop = v.some, 300*time.Microsecond

@@ -101,7 +101,7 @@ func (j *Journal) restored() {
 	}
 }
 
-// aim says for which child waitid is called next.
+// aim says for which child waitid is called next, or askNumber.
 func (j *Journal) aim(nspid procfs.NSPID) {
 	if j != nil {
 		j.page.nspid.Store(int64(nspid))

@@ -571,7 +571,7 @@ func TestZombieTraced(t *testing.T) {
 			req := v.request(tracedZombie(t, v))
 			if tc.id {
 				requireIDs(t)
-				req.Zombies, req.Age, req.Probe = identified(t, req.Zombies), time.Nanosecond, true
+				req = withQuestion(t, req)
 			}
 			rep := reap(t, newClient(t), req)
 			if rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {

@@ -416,6 +416,9 @@ func (s *sitter) pester(c *Client, zs []Zombie, n int, pace time.Duration) *tall
 			break
 		}
 		req := s.request(zs[0])
+		if tries%2 == 1 {
+			req = withQuestion(s.t, req)
+		}
 		req.Running = s.running
 		rep := reap(s.t, c, req)
 		sum.add(rep)

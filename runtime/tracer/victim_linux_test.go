@@ -312,6 +312,15 @@ func identified(t testing.TB, zs []Zombie) []Zombie {
 	return out
 }
 
+// withQuestion returns a request for the same zombies by their IDs, for which PID 1 is asked first whether it traces anybody, where that can be.
+func withQuestion(t testing.TB, req Request) Request {
+	t.Helper()
+	if asks && pidfd.Supported() {
+		req.Zombies, req.Age, req.Probe = identified(t, req.Zombies), time.Nanosecond, true
+	}
+	return req
+}
+
 func (v *victim) state() procfs.State {
 	st, err := liveProc.Stat(v.pid)
 	if err != nil {

@@ -69,11 +69,12 @@ func dumbInitCases() []testCase {
 		}
 	}))
 	add(each([]mode{loud, gloud}, "verbose: says what happens, on standard error only", dumbCLI, func(t *testing.T, m mode) {
-		out, stderr := run(t, 0, setup{sub: true, opts: m.opts, program: []string{"echo", "oh,", "hi"}})
+		// One that ends at once may be found dead before its signal is read.
+		out, stderr := run(t, 0, setup{sub: true, opts: m.opts, program: []string{"sh", "-c", "sleep 0.2; echo oh, hi"}})
 		if out != "oh, hi" {
 			t.Errorf("standard output: %q", out)
 		}
-		for _, want := range []string{"Spawned child process 'echo' with pid", "Received SIGCHLD", "The program has ended"} {
+		for _, want := range []string{"Spawned child process 'sh' with pid", "Received SIGCHLD", "The program has ended"} {
 			if !strings.Contains(stderr, want) {
 				t.Errorf("standard error lacks %q: %s", want, stderr)
 			}
