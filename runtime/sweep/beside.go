@@ -31,7 +31,7 @@ type besideLook struct {
 // there is no other thread, it goes over all processes of the machine instead: with many children that takes the kernel a fraction of the
 // time, and no lock that others need. As long as the numbers go up it begins with those that were given since the last time.
 func (s *Sweeper) lookBeside(ctx context.Context, leader procfs.Stat, now time.Time) {
-	if leader.NumThreads == 1 && pidfd.Supported() && s.forks != nil && s.forks.Exact() && s.lookByNumber(ctx, now) {
+	if leader.NumThreads <= maxLists && pidfd.Supported() && s.forks != nil && s.forks.Exact() && s.lookByNumber(ctx, leader, now) {
 		return
 	}
 	s.numbers = nil
@@ -158,8 +158,11 @@ type stranger struct {
 	until time.Time // it is young
 }
 
+// maxLists is of how many threads of PID 1 a look by number reads the lists of children.
+const maxLists = 256
+
 // lookByNumber begins such a look; false if it cannot.
-func (s *Sweeper) lookByNumber(ctx context.Context, now time.Time) bool {
+func (s *Sweeper) lookByNumber(ctx context.Context, leader procfs.Stat, now time.Time) bool {
 	born := s.cfg.BootTicks()
 	last, err := s.cfg.Proc.LastPID()
 	if err != nil {
@@ -191,6 +194,9 @@ func (s *Sweeper) lookByNumber(ctx context.Context, now time.Time) bool {
 		l.strangers()
 		if l.numbers(ranges, born) {
 			l.others()
+		}
+		if leader.NumThreads > 1 && len(l.found) > 0 {
+			l.threads()
 		}
 	}()
 	return true
@@ -311,6 +317,28 @@ func (l *numberLook) others() {
 		default:
 			n.old = append(n.old, stranger{pid: pid})
 		}
+	}
+}
+
+// threads looks for those that have been found on the lists of other threads than the leader: what hangs on them is PID 1's own.
+func (l *numberLook) threads() {
+	proc, init := l.s.cfg.Proc, l.s.cfg.Init.PID
+	found := make(map[procfs.HostPID]*zombie, len(l.found))
+	for _, z := range l.found {
+		found[z.pid] = z
+	}
+	// Threads come and go, and so do children: whom that hides from us the fork log tells of.
+	tids, _ := proc.Threads(init)
+	for _, tid := range tids {
+		if tid == init {
+			continue
+		}
+		_ = proc.EachChild(init, tid, func(pid procfs.HostPID) bool {
+			if z := found[pid]; z != nil {
+				z.thread = tid
+			}
+			return true
+		})
 	}
 }
 

@@ -174,9 +174,10 @@ func TestLookByNumber(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	dead := n.want + own + living
 	testutil.Eventually(t, 10*time.Second, func() (bool, string) {
-		left := n.children(procfs.StateSleeping)
-		return len(left) == 0, fmt.Sprintf("%v live", left)
+		zombies := len(n.children(procfs.StateZombie))
+		return zombies == dead, fmt.Sprintf("%d zombies, want %d", zombies, dead)
 	})
 	n.look()
 	n.want += own + living
@@ -317,4 +318,24 @@ func TestNumbersBeginAgain(t *testing.T) {
 		n.want += adopted
 		n.known("on the list of all processes")
 	})
+}
+
+// With several threads a child on the list of another than the leader is PID 1's own, and left alone where the fork log says otherwise
+// (CLONE_PARENT in clone(2)).
+func TestNumbersAndThreads(t *testing.T) {
+	const adopted, other = 10, 3
+	n := startNumbers(t, sweep.Config{Grace: time.Minute})
+	n.p.herd("park", 2)
+	n.look()
+	n.p.herd("adopted", adopted)
+	n.p.herd("other", other)
+	n.look()
+	n.want += adopted + other
+	n.known("by number")
+	if st := n.s.Stats(); st.Adopted != n.want-other || st.Unproven != other || st.Contradictions != other {
+		t.Errorf("%+v, want %d adopted and %d contradictions", st, n.want-other, other)
+	}
+	if n.proc.pages.Load() == 0 {
+		t.Error("no list of children was read")
+	}
 }
