@@ -337,10 +337,11 @@ func TestStormLong(t *testing.T) {
 	for _, leak := range []struct {
 		name string
 		rate int // orphans a second; 0: what the machine can fork
-	}{{"leak", 2000}, {"full rate", 0}} {
+		args []string
+	}{{"leak", 2000, nil}, {"full rate", 0, nil}, {"full rate below 8 threads", 0, []string{"-n", "7"}}} {
 		t.Run(leak.name, func(t *testing.T) {
 			events := subscribe(t, d)
-			c := run(t, d, harness.Spec{Runtime: name, Args: []string{"/bin/pause1", "poll"}})
+			c := run(t, d, harness.Spec{Runtime: name, Args: append([]string{"/bin/pause1", "poll"}, leak.args...)})
 			others := tasks(t)
 			storm, err := c.StartExec(t.Context(), "/bin/storm", "-n", "0", "-j", fmt.Sprint(runtime.NumCPU()),
 				"-m", fmt.Sprint(duration.Milliseconds()), "-r", fmt.Sprint(leak.rate))

@@ -1,13 +1,14 @@
 // pause1: a PID 1 that never waits for anything, like most programs that end up as PID 1 of a container.
 //
-//   pause1 [pause|poll|futex|nanosleep|epoll|work] [-t] [-u] [-- command args...]
+//   pause1 [pause|poll|futex|nanosleep|epoll|work] [-n threads] [-t] [-u] [-- command args...]
 //
-// The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -t installs a SIGTERM handler that exits with 0, and the command
+// The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -n starts so many threads that sleep. -t installs a SIGTERM handler that exits with 0, and the command
 // is started as a child that nobody will ever wait for: at once, or with -u at each SIGUSR1.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,13 @@ static void on_term(int sig)
 {
 	(void)sig;
 	_exit(0);
+}
+
+static void *idle(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
 }
 
 static char **command;
@@ -47,6 +55,11 @@ int main(int argc, char **argv)
 		if (strcmp(argv[i], "-t") == 0) {
 			struct sigaction sa = { .sa_handler = on_term };
 			sigaction(SIGTERM, &sa, NULL);
+		} else if (strcmp(argv[i], "-n") == 0 && i + 1 < argc) {
+			pthread_t thread;
+			for (int n = atoi(argv[++i]); n > 0; n--)
+				if (pthread_create(&thread, NULL, idle, NULL) != 0)
+					return 1;
 		} else if (strcmp(argv[i], "-u") == 0) {
 			later = 1;
 		} else {
