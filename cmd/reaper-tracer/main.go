@@ -26,8 +26,8 @@ It reads one request per line from standard input, a JSON object:
   {"version":4, "pid":PARENT, "startTime":TICKS, "maxStopNs":5000000, "restNs":0, "attaches":1,
    "zombies":"ZOMBIE:TICKS:NUMBER:ID ..."}
 Start times are field 22 of /proc/<pid>/stat. NUMBER is a zombie's number in the parent's PID namespace, and it is left alone if that is
-another; 0 if it is not known. ID is the inode number of its pidfd, which identifies it instead of the start time unless it is 0. It writes one report per line to standard output, and ends when its standard input ends or no
-request has come for a while.
+another; 0 if it is not known. ID is the inode number of its pidfd, which identifies it instead of the start time unless it is 0.
+It writes one report per line to standard output, and ends when its standard input ends or no request has come for a while.
 
 If it dies in the middle of an attach, PID 1 may be left stopped. With -recover it puts right, from the journal, what an
 earlier process has left behind; the shim sees to that. Without a journal nobody does: SIGCONT would then let PID 1 go on

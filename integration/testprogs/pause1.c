@@ -2,8 +2,9 @@
 //
 //   pause1 [pause|poll|futex|nanosleep|epoll|work] [-n threads] [-t] [-u] [-- command args...]
 //
-// The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -n starts so many threads that sleep. -t installs a SIGTERM handler that exits with 0, and the command
-// is started as a child that nobody will ever wait for: at once, or with -u at each SIGUSR1.
+// The word chooses the system call that it is blocked in; with "work" it never is: it always finds something to do. -n starts so many
+// threads that sleep. -t installs a SIGTERM handler that exits with 0, and the command is started as a child that nobody
+// will ever wait for: at once, or with -u at each SIGUSR1.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>

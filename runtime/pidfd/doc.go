@@ -1,6 +1,6 @@
 // Package pidfd looks at processes by way of file descriptors for them (pidfd_open(2)), without the proc file system.
 //
-// A process of which nothing in /proc has been looked at costs less twice: a look takes a third of the time that its stat file takes to be
+// A process of which nothing in /proc has been looked at costs less twice: a look takes half of the time that its stat file takes to be
 // opened, written and read, and its end does not have to take names out of the kernel's cache (proc_flush_pid() in fs/proc/base.c), which
 // is longer than all else that is to be done for a zombie. What is told that way is little. It takes PIDFD_GET_INFO, Linux 6.13.
 package pidfd
@@ -16,7 +16,7 @@ type Facts struct {
 	Dead bool
 }
 
-// Of returns the facts of a process; procfs.ErrVanished (wrapped) if there is none of that number, if it has been waited for, or if
+// Of returns the facts of a process; procfs.ErrVanished, or an error that wraps it, if there is none of that number, if it has been waited for, or if
 // its parent is outside of our PID namespace.
 func Of(pid procfs.HostPID) (Facts, error) {
 	fd, err := Open(pid)

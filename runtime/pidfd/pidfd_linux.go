@@ -26,7 +26,7 @@ func Open(pid procfs.HostPID) (fd int, err error) {
 	case 0:
 		return int(n), nil
 	case unix.ESRCH, unix.EINVAL, unix.ENOENT: // the latter two for the number of a thread that leads no group, depending on the kernel
-		return -1, fmt.Errorf("open pidfd of process %d: %w", pid, procfs.ErrVanished)
+		return -1, procfs.ErrVanished // as it is: numbers are tried by the thousand, and half of them are nobody's
 	}
 	return -1, fmt.Errorf("open pidfd of process %d: %w", pid, errno)
 }

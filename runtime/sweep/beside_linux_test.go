@@ -30,13 +30,11 @@ func requireNumbers(t testing.TB) {
 type exactLog struct {
 	complete uint64
 	own      map[procfs.HostPID]bool
-	lookups  int
 }
 
 func (l *exactLog) Sync()       {}
 func (l *exactLog) Exact() bool { return true }
 func (l *exactLog) Lookup(pid procfs.HostPID, startTime uint64) lineage.Fork {
-	l.lookups++
 	switch {
 	case l.own[pid]:
 		return lineage.ForkedByInit

@@ -473,6 +473,14 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 		if s.zombies[z.pid] != z {
 			continue // met twice, and the number had a new owner
 		}
+		fork := s.forkOf(z)
+		if z.bare() && fork != lineage.ForkedByOther { // the log has not the last word
+			if !s.detail(z) {
+				s.forget(z)
+				continue
+			}
+			fork = s.forkOf(z)
+		}
 		e := lineage.Evidence{
 			Init:        s.cfg.Init,
 			LeaderAlive: leaderAlive(leader),
@@ -480,17 +488,7 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 			Session:     z.session,
 			Thread:      z.thread,
 			SeenUnder:   s.sightings.Parent(z.pid, z.startTime),
-		}
-		if s.forks != nil {
-			e.Fork = s.forks.Lookup(z.pid, z.startTime)
-		}
-		if z.bare() && e.Fork != lineage.ForkedByOther { // the log has not the last word
-			if !s.detail(z) {
-				s.forget(z)
-				continue
-			}
-			e.Session, e.SeenUnder = z.session, s.sightings.Parent(z.pid, z.startTime)
-			e.Fork = s.forks.Lookup(z.pid, z.startTime)
+			Fork:        fork,
 		}
 		z.judgement = lineage.Judge(e)
 		if j := z.judgement; j.Rules == lineage.RuleForkLog && j.Verdict == lineage.Adopted || j.Contradiction && e.Fork == lineage.ForkedByInit {
@@ -515,6 +513,14 @@ func (s *Sweeper) judge(leader procfs.Stat) {
 		to.verdicts[z.judgement.Verdict]++
 		to.rules[z.judgement.Rules]++
 	}
+}
+
+// forkOf asks the fork log, if there is one, of a zombie.
+func (s *Sweeper) forkOf(z *zombie) lineage.Fork {
+	if s.forks == nil {
+		return lineage.ForkUnknown
+	}
+	return s.forks.Lookup(z.pid, z.startTime)
 }
 
 func ignoreVanished(err error) error {

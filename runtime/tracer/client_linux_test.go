@@ -191,7 +191,7 @@ func TestWorkerEndsWithItsInput(t *testing.T) {
 		{"at once", "", true},
 		{"half a request", `{"version":4`, false},
 		{"garbage", "garbage\n", false},
-		{"another version", fmt.Sprintf(`{"version":%d,"pid":2,"zombies":[{"pid":3,"nspid":2}]}`+"\n", Version+1), false},
+		{"another version", fmt.Sprintf(`{"version":%d,"pid":2,"zombies":"3:0:2:0"}`+"\n", Version+1), false},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		cmd := exec.CommandContext(ctx, built.worker, "-idle", "1h")

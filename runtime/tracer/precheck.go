@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io/fs"
 	"path"
@@ -114,12 +115,12 @@ func batchSize(maxStop time.Duration) int {
 func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, t *targets) (nspid procfs.NSPID, why Reason, err error) {
 	if z.ID == 0 {
 		stat, err := read.zombieStat(i)
-		if why = zombieStat(stat, err, parent, z); why != "" {
+		if why = cmp.Or(unread(err), zombieStat(stat, parent, z)); why != "" {
 			return 0, why, err
 		}
 	} else {
 		facts, err := read.zombieFacts(i)
-		if why = zombieFacts(facts, err, parent, z); why != "" {
+		if why = cmp.Or(unread(err), zombieFacts(facts, parent, z)); why != "" {
 			return 0, why, err
 		}
 		if t.untraced {
@@ -129,16 +130,26 @@ func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, t 
 		}
 	}
 	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })
-	nspid, why = zombieStatus(status, err, t.level, z)
-	return nspid, why, err
+	if why = unread(err); why != "" {
+		return 0, why, err
+	}
+	nspid, why = zombieStatus(status, t.level, z)
+	return nspid, why, nil
 }
 
-func zombieFacts(f pidfd.Facts, err error, parent procfs.HostPID, z Zombie) Reason {
+// unread says why nothing could be read of a zombie, "" if it could.
+func unread(err error) Reason {
 	switch {
+	case err == nil:
+		return ""
 	case errors.Is(err, procfs.ErrVanished):
 		return ReasonVanished
-	case err != nil:
-		return ReasonInternal
+	}
+	return ReasonInternal
+}
+
+func zombieFacts(f pidfd.Facts, parent procfs.HostPID, z Zombie) Reason {
+	switch {
 	case f.ID != z.ID:
 		return ReasonVanished
 	case f.Parent != parent:
@@ -169,12 +180,8 @@ func settled(read func() (procfs.Status, error)) (s procfs.Status, err error) {
 	return s, err
 }
 
-func zombieStat(s procfs.Stat, err error, parent procfs.HostPID, z Zombie) Reason {
+func zombieStat(s procfs.Stat, parent procfs.HostPID, z Zombie) Reason {
 	switch {
-	case errors.Is(err, procfs.ErrVanished):
-		return ReasonVanished
-	case err != nil:
-		return ReasonInternal
 	case s.StartTime != z.StartTime || s.Vanishing():
 		return ReasonVanished
 	case s.PPID != parent:
@@ -189,14 +196,9 @@ func zombieStat(s procfs.Stat, err error, parent procfs.HostPID, z Zombie) Reaso
 	return ""
 }
 
-func zombieStatus(s procfs.Status, err error, level int, z Zombie) (procfs.NSPID, Reason) {
-	switch {
-	case errors.Is(err, procfs.ErrVanished):
-		return 0, ReasonVanished
-	case err != nil:
-		return 0, ReasonInternal
+func zombieStatus(s procfs.Status, level int, z Zombie) (procfs.NSPID, Reason) {
 	// Be it the parent: waitid would take from it what it waits for as a tracer (wait_consider_task() in kernel/exit.c).
-	case s.TracerPid != 0:
+	if s.TracerPid != 0 {
 		return 0, ReasonZombieTraced
 	}
 	nspid, ok := s.At(level)

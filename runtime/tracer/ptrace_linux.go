@@ -486,6 +486,6 @@ func (f *liveFacts) gone(i int) bool {
 }
 
 func (f *liveFacts) zombieTraced(i int) bool {
-	st, err := settled(func() (procfs.Status, error) { return f.o.proc.Status(f.req.Zombies[i].PID) })
+	st, err := settled(func() (procfs.Status, error) { return f.zombieStatus(i) })
 	return err == nil && st.TracerPid != 0
 }

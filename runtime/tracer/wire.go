@@ -148,17 +148,12 @@ type Zombies []Zombie
 
 // MarshalText implements encoding.TextMarshaler.
 func (l Zombies) MarshalText() ([]byte, error) {
-	b := make([]byte, 0, 48*len(l))
-	for i, z := range l {
-		if i > 0 {
-			b = append(b, itemSep...)
-		}
+	return joined(l, 48, func(b []byte, z Zombie) []byte {
 		b = append(strconv.AppendUint(b, uint64(z.PID), 10), fieldSep...)
 		b = append(strconv.AppendUint(b, z.StartTime, 10), fieldSep...)
 		b = append(strconv.AppendUint(b, uint64(z.NSPID), 10), fieldSep...)
-		b = strconv.AppendUint(b, z.ID, 10)
-	}
-	return b, nil
+		return strconv.AppendUint(b, z.ID, 10)
+	}), nil
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -175,17 +170,12 @@ type Results []Result
 
 // MarshalText implements encoding.TextMarshaler.
 func (l Results) MarshalText() ([]byte, error) {
-	b := make([]byte, 0, 32*len(l))
-	for i, r := range l {
-		if i > 0 {
-			b = append(b, itemSep...)
-		}
+	return joined(l, 32, func(b []byte, r Result) []byte {
 		b = append(strconv.AppendUint(b, uint64(r.PID), 10), fieldSep...)
 		b = append(append(b, r.Outcome...), fieldSep...)
 		b = append(append(b, r.Reason...), fieldSep...)
-		b = strconv.AppendUint(b, uint64(r.NSPID), 10)
-	}
-	return b, nil
+		return strconv.AppendUint(b, uint64(r.NSPID), 10)
+	}), nil
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -202,6 +192,18 @@ func (l *Results) UnmarshalText(text []byte) error {
 	})
 	*l = list
 	return err
+}
+
+// joined is the text of a list, whose items take some size bytes each.
+func joined[T any](list []T, size int, item func(b []byte, one T) []byte) []byte {
+	b := make([]byte, 0, size*len(list))
+	for i, one := range list {
+		if i > 0 {
+			b = append(b, itemSep...)
+		}
+		b = item(b, one)
+	}
+	return b
 }
 
 // items parses a list: of no item if the text is empty.
