@@ -21,7 +21,7 @@ func (s *Sweeper) LookedBeside() <-chan struct{} { return s.beside.done }
 
 // MaxStop is the stop budget of a request, MaxBatch its largest batch, QuickFirst the first wait after a transient refusal,
 // GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done, MaxReap how long a sweep
-// goes on with its requests.
+// goes on with its requests, WorthAsking of how many zombies PID 1 may be asked.
 const (
 	MaxStop    = maxStop
 	MaxBatch   = tracer.MaxBatch
@@ -29,4 +29,6 @@ const (
 	LookBeside = lookBeside
 	GatherFor  = gatherFor
 	MaxReap    = maxReap
+
+	WorthAsking = worthAsking
 )

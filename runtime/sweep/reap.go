@@ -127,10 +127,13 @@ func (s *Sweeper) prepare(batch []*zombie) tracer.Request {
 			youngest = z.firstSeen
 		}
 	}
-	if !youngest.IsZero() {
+	// The kernel goes over all the children for an answer: here are no more than so many.
+	switch {
+	case !youngest.IsZero():
 		req.Age = s.cfg.Now().Sub(youngest)
-		// The kernel goes over all the children: here are no more than so many.
 		req.Probe = len(s.zombies) < s.limits.tracked
+	case len(batch) >= worthAsking:
+		req.Probe = len(s.zombies) < s.limits.look
 	}
 	return req
 }

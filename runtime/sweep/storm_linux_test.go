@@ -703,3 +703,29 @@ func BenchmarkSweep(b *testing.B) {
 		})
 	}
 }
+
+// TestAsking: PID 1 may be asked whether it traces anybody where that takes less than to read the statuses of those that are due, and where
+// it has not so many children that it takes long.
+func TestAsking(t *testing.T) {
+	for _, tc := range []struct {
+		zombies, look int
+		want          bool
+	}{{sweep.WorthAsking - 1, 100, false}, {sweep.WorthAsking, 100, true}, {sweep.WorthAsking, sweep.WorthAsking, false}} {
+		t.Run(fmt.Sprintf("%d of %d", tc.zombies, tc.look), func(t *testing.T) {
+			p, r := startHerd(t), &recorder{answer: answerAll(tracer.Left, tracer.ReasonBudget)}
+			s, c := p.sweeper(r, time.Second)
+			s.SetLimits(tc.look, 100, 50, 1024)
+			p.herd("adopted", tc.zombies)
+			p.aged()
+			mustSweep(t, s)
+			c.now = c.now.Add(time.Minute)
+			mustSweep(t, s)
+			if len(r.requests) == 0 {
+				t.Fatal("no request")
+			}
+			if req := r.requests[0]; len(req.Zombies) != tc.zombies || req.Probe != tc.want || req.Age != 0 {
+				t.Errorf("%d zombies, probe %v, age %v; want %d, %v", len(req.Zombies), req.Probe, req.Age, tc.zombies, tc.want)
+			}
+		})
+	}
+}

@@ -87,6 +87,8 @@ const (
 	maxBatch = tracer.MaxBatch
 	minBatch = 8
 	newBatch = 64
+	// worthAsking is how many zombies are worth asking PID 1 whether it traces anybody: their statuses take ten times as long to be read.
+	worthAsking = 16
 	// maxStop is the time that PID 1 may be stopped in one attach.
 	maxStop = 5 * time.Millisecond
 	// maxAttaches bounds the attaches that one request allows, where more is due than one can do: one, and twice as many with each

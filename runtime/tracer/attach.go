@@ -172,7 +172,7 @@ type facts interface {
 	// true: its number, whose child it is, and that it has no tracer, since a zombie cannot get one (ptrace_attach() in
 	// kernel/ptrace.c).
 	gone(i int) bool
-	// zombieTraced reports whether zombie i has a tracer.
+	// zombieTraced reports whether zombie i has a tracer, or whether that cannot be told.
 	zombieTraced(i int) bool
 }
 
@@ -183,6 +183,8 @@ type targets struct {
 	examined int            // so many have been looked at
 	level    int            // of PID 1 in NSpid
 	untraced bool           // PID 1 traces none of those that have an ID
+	ask      bool           // whether PID 1 traces anybody, in the attach to come
+	onAnswer bool           // of some of those that are prepared that is all that tells whether they have a tracer
 	isInit   bool           // PID 1 of a PID namespace: the kernel drops signals for it (pid_namespaces(7))
 }
 
@@ -210,7 +212,6 @@ type plan struct {
 	targets
 	maxStop time.Duration
 	running bool // the thread was running; call is of no meaning
-	ask     bool // whether PID 1 traces anybody
 	otherFD int  // a pidfd of PID 1 that is known to refer to none of the zombies, or -1
 }
 
@@ -828,6 +829,10 @@ func (a *attach) batch() error {
 		}
 		if a.f.gone(i) {
 			a.refuse(i, ReasonVanished)
+			continue
+		}
+		if a.p.onAnswer && !a.answer.none && a.f.zombieTraced(i) {
+			a.refuse(i, ReasonZombieTraced)
 			continue
 		}
 		if !atEntry {

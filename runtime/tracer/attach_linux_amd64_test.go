@@ -345,6 +345,27 @@ func TestAttachSequences(t *testing.T) {
 			results: []Outcome{Reaped},
 		},
 		{
+			name: "it does, and so it has to be read whether a zombie is one of those", parked: futex,
+			tune:    func(_ *fakeTracee, p *plan, f *fakeFacts) { p.ask, p.onAnswer, f.held = true, true, true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(0)},
+			want:    toEntry + question + "set restart -512 detach 0",
+			results: []Outcome{Refused}, why: ReasonZombieTraced,
+		},
+		{
+			name: "it does, and this is none of those", parked: futex,
+			tune:    func(_ *fakeTracee, p *plan, _ *fakeFacts) { p.ask, p.onAnswer = true, true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(0), entry(futex), waited(0)},
+			want:    toEntry + question + reenter + reapTwo + "detach 0",
+			results: []Outcome{Reaped},
+		},
+		{
+			name: "it does not, which nobody has to read", parked: futex,
+			tune:    func(_ *fakeTracee, p *plan, f *fakeFacts) { p.ask, p.onAnswer, f.held = true, true, true },
+			stops:   []fakeStop{event(futex), entry(futex), waited(resultECHILD), entry(futex), waited(0)},
+			want:    toEntry + question + reenter + reapTwo + "detach 0",
+			results: []Outcome{Reaped}, nobody: true,
+		},
+		{
 			name: "with several threads it is asked as well", parked: futex, threads: 2,
 			tune:    func(_ *fakeTracee, p *plan, f *fakeFacts) { p.ask = true; f.gones = map[int][]bool{0: {false, true}} },
 			stops:   []fakeStop{event(futex), entry(futex), waited(resultECHILD), entry(futex), shown(futex)},

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/reaper-shim/reaper/runtime/pidfd"
 	"github.com/reaper-shim/reaper/runtime/procfs"
 )
 
@@ -193,7 +194,9 @@ func (e *executor) attachOnce(req Request, f *liveFacts, t *targets, want int, r
 	}
 	a.run()
 	e.hand = th.hand
-	e.noTracer.heard(req, a.answer)
+	if e.noTracer.heard(req, a.answer); a.answer.none {
+		t.onAnswer = false
+	}
 	// With a thread that is still held the journal stays open: somebody has to look after it once we are gone.
 	if rep.Reason != ReasonTimeout {
 		if a.hurry != nil {
@@ -215,12 +218,13 @@ func (e *executor) prepare(req Request, f *liveFacts, t *targets, want int, rest
 			return p, no(ReasonBusy, "no thread is parked")
 		}
 	}
+	// On a kernel that does not tell numbers the statuses are read in any case.
+	t.ask = t.onAnswer || pidfd.Supported() && e.noTracer.due(req, time.Now())
 	if err := o.zombies(req, f, t, want, results); err != nil {
 		return p, err
 	}
 	rest.wait()
 	p = t.plan(req)
-	p.ask = e.noTracer.due(req, time.Now())
 	if err := o.threads(req, &p, results); err != nil || p.tid == 0 {
 		return p, err
 	}

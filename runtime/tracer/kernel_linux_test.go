@@ -562,19 +562,29 @@ func tracedZombie(t *testing.T, v *victim) (z Zombie) {
 func TestZombieTraced(t *testing.T) {
 	for _, tc := range []struct {
 		name, itself string
-		id           bool
-	}{{"by another process", "0", false}, {"by PID 1 itself", "1", false}, {"by another process, with an ID", "0", true}, {"by PID 1 itself, with an ID", "1", true}} {
+		id, probe    bool
+	}{
+		{"by another process", "0", false, false}, {"by PID 1 itself", "1", false, false},
+		{"by another process, with an ID", "0", true, false}, {"by PID 1 itself, with an ID", "1", true, false},
+		{"by another process, PID 1 is asked", "0", false, true}, {"by PID 1 itself, which is asked", "1", false, true},
+		{"by another process, with an ID, PID 1 is asked", "0", true, true}, {"by PID 1 itself, with an ID, which is asked", "1", true, true},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := startVictim(t, "zombie-traced", tc.itself)
 			v.expect("ready")
 			v.parked("poll")
-			req := v.request(tracedZombie(t, v))
-			if tc.id {
+			z := tracedZombie(t, v)
+			orphan := v.orphans(1)[0]
+			req := v.request(z, orphan)
+			if tc.id || tc.probe {
 				requireIDs(t)
-				req = withQuestion(t, req)
 			}
+			if tc.id {
+				req.Zombies = identified(t, req.Zombies)
+			}
+			req.Probe = tc.probe
 			rep := reap(t, newClient(t), req)
-			if rep.Attached || rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
+			if r := rep.Results; r[0].Outcome != Refused || r[0].Reason != ReasonZombieTraced || r[1].Outcome != Reaped {
 				t.Errorf("report %+v", rep)
 			}
 			v.poke()
@@ -643,12 +653,20 @@ func TestAskedFirst(t *testing.T) {
 		v.expect("ready")
 		v.parked("poll")
 		traced := tracedZombie(t, v)
-		rep := reap(t, c, v.asked(time.Now(), traced, zs[5])) // asked once more
+		rep := reap(t, c, v.asked(time.Now(), traced, zs[5]))
 		if r := rep.Results; r[0].Outcome != Refused || r[0].Reason != ReasonZombieTraced || r[1].Outcome != Reaped {
 			t.Errorf("report %+v", rep)
 		}
-		if rep := reap(t, c, v.asked(time.Now(), traced)); rep.Attached || rep.Results[0].Reason != ReasonZombieTraced {
-			t.Errorf("report %+v", rep)
+		again := func() bool {
+			rep := reap(t, c, v.asked(time.Now(), traced))
+			if rep.Results[0].Outcome != Refused || rep.Results[0].Reason != ReasonZombieTraced {
+				t.Errorf("report %+v", rep)
+			}
+			return rep.Attached
+		}
+		eventually(t, "it is asked once more", again)
+		if again() {
+			t.Error("a PID 1 that traces somebody is asked again and again")
 		}
 		v.poke()
 		v.expect("woken")
@@ -840,11 +858,14 @@ func Test32Bit(t *testing.T) {
 	v.parked("poll")
 	c := newClient(t)
 	for range 3 {
-		rep := reap(t, c, v.request(zs...))
+		var rep Report
+		eventually(t, "its wait is found", func() bool { // a child's end wakes it up
+			rep = reap(t, c, v.request(zs...))
+			return rep.Reason != ReasonBusy
+		})
 		if rep.Count(Left) != 1 || rep.Reason != ReasonNotNative {
 			t.Errorf("report %+v, want %s", rep, ReasonNotNative)
 		}
-		v.parked("poll")
 	}
 }
 

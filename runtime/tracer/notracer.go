@@ -36,9 +36,9 @@ func (u *noTracer) covers(req Request, received time.Time) bool {
 	return req.Age > 0 && u.isOf(req) && !received.Add(-req.Age).After(u.at)
 }
 
-// due reports whether PID 1 is to be asked: well before the zombies of the next request would be too young for the last answer.
+// due reports whether PID 1 is to be asked in the next attach: of those with an ID well before they would be too young for the last answer.
 func (u *noTracer) due(req Request, now time.Time) bool {
-	return asks && req.Probe && req.Age > 0 && (!u.isOf(req) || !now.Before(u.next))
+	return asks && req.Probe && (!u.isOf(req) || !now.Before(u.next))
 }
 
 // heard takes in an answer.

@@ -25,7 +25,7 @@ func TestNoTracer(t *testing.T) {
 	}{
 		{"never asked", nil, req(time.Second), 0, false, true},
 		{"nobody may ask", nil, silent, 0, false, false},
-		{"no age", nil, req(0), 0, false, false},
+		{"no age", nil, req(0), 0, false, true},
 		{"an attach that did not come to it", []answer{{}}, req(time.Second), 0, false, true},
 		{"dead long before", []answer{no(0)}, req(time.Second), 400 * time.Millisecond, true, false},
 		{"dead right then", []answer{no(0)}, req(time.Second), time.Second, true, true},

@@ -123,10 +123,11 @@ func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, t 
 		if why = cmp.Or(unread(err), zombieFacts(facts, parent, z)); why != "" {
 			return 0, why, err
 		}
-		if t.untraced {
-			if nspid = read.zombieNumber(i); nspid > 0 {
-				return nspid, wrongNumber(nspid, z), nil
-			}
+	}
+	if t.ask || t.untraced && z.ID != 0 {
+		if nspid = read.zombieNumber(i); nspid > 0 {
+			t.onAnswer = t.onAnswer || !t.untraced || z.ID == 0
+			return nspid, wrongNumber(nspid, z), nil
 		}
 	}
 	status, err := settled(func() (procfs.Status, error) { return read.zombieStatus(i) })

@@ -487,5 +487,5 @@ func (f *liveFacts) gone(i int) bool {
 
 func (f *liveFacts) zombieTraced(i int) bool {
 	st, err := settled(func() (procfs.Status, error) { return f.zombieStatus(i) })
-	return err == nil && st.TracerPid != 0
+	return err != nil || st.TracerPid != 0
 }

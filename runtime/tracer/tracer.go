@@ -58,8 +58,8 @@ type Request struct {
 	// do since then it has not done to them: see [Request.Probe].
 	Age time.Duration `json:"ageNs,omitempty"`
 	// Probe: PID 1 may be made to ask, with a waitid(2) that takes nobody, whether it traces any process (ptrace(2)). If it does not, no
-	// zombie that was dead before is traced by it, and their statuses need not be read. The kernel goes over all its children for the
-	// answer, some 0.2 us each.
+	// zombie that was dead before is traced by it, and their statuses need not be read. That is worth it for a dozen. The kernel goes over
+	// all its children for the answer, some 0.2 us each.
 	Probe bool `json:"probe,omitempty"`
 	// MaxStop is how long PID 1 may be stopped in this attach, in nanoseconds on the wire; 0 means [DefaultMaxStop]. It
 	// is a budget: the zombie that is being reaped when it ends is finished, so that it can be exceeded by the time
