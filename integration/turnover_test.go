@@ -122,9 +122,13 @@ func TestTurnover(t *testing.T) {
 	began := time.Now()
 	turn(rounds)
 	t.Logf("%d containers in %v", rounds*parallel*len(modes), time.Since(began))
+	// Some of those before may have been on their way out: the eventfd of a cgroup of version 1 is closed when the kernel tells of its end.
 	after := settled()
-	if !maps.Equal(before, after) {
-		t.Errorf("descriptors of the shim: %v, before %v", after, before)
+	for kind, n := range after {
+		if n > before[kind] {
+			t.Errorf("descriptors of the shim: %v, before %v", after, before)
+			break
+		}
 	}
 	reaps(t, first)
 }
