@@ -23,12 +23,11 @@ func (s *Sweeper) LookedBeside() <-chan struct{} { return s.beside.done }
 // GatherFor that after an attach, LookBeside the interval of looks while there is plenty to be done, MaxReap how long a sweep
 // goes on with its requests, WorthAsking of how many zombies PID 1 may be asked.
 const (
-	MaxStop    = maxStop
-	MaxBatch   = tracer.MaxBatch
-	QuickFirst = quickFirst
-	LookBeside = lookBeside
-	GatherFor  = gatherFor
-	MaxReap    = maxReap
-
+	MaxStop     = maxStop
+	MaxBatch    = tracer.MaxBatch
+	QuickFirst  = quickFirst
+	LookBeside  = lookBeside
+	GatherFor   = gatherFor
+	MaxReap     = maxReap
 	WorthAsking = worthAsking
 )

@@ -124,9 +124,9 @@ func examineZombie(i int, z Zombie, read zombieReader, parent procfs.HostPID, t 
 			return 0, why, err
 		}
 	}
-	if t.ask || t.untraced && z.ID != 0 {
+	if known := t.untraced && z.ID != 0; known || t.ask {
 		if nspid = read.zombieNumber(i); nspid > 0 {
-			t.onAnswer = t.onAnswer || !t.untraced || z.ID == 0
+			t.onAnswer = t.onAnswer || !known
 			return nspid, wrongNumber(nspid, z), nil
 		}
 	}
